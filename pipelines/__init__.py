@@ -1,0 +1,1 @@
+"""The pipelines around the detector: one file a verb."""

@@ -1,0 +1,1 @@
+"""Listing, detection and sinks of batch inference."""

@@ -1,0 +1,1 @@
+"""Images and annotations: reading, checking, generating, augmenting, batching."""

@@ -1,0 +1,43 @@
+"""What a user can do wrong, as one small tree of exceptions.
+
+    ValueError
+      SparseDetrError          a mistake that the user can mend; exit code 2 on the command line
+        ConfigError            a field, or a combination of fields, that cannot work
+        AnnotationError        an annotation file that cannot be read as what it claims to be
+        ImageError             one image that cannot be decoded
+        CheckpointError        a checkpoint that is cut short, foreign or unsafe
+        StorageError           a path, bucket or store that cannot be reached
+        OutputExistsError      results of another run stand where these would go
+
+Every message names the field or file, the value found, and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class SparseDetrError(ValueError):
+    """Root of the mistakes that a user can mend."""
+
+
+class ConfigError(SparseDetrError):
+    """A configuration field, or a combination of fields, that cannot work."""
+
+
+class AnnotationError(SparseDetrError):
+    """An annotation file that cannot be read as what it claims to be."""
+
+
+class ImageError(SparseDetrError):
+    """One image that cannot be turned into RGB pixels."""
+
+
+class CheckpointError(SparseDetrError):
+    """A checkpoint that is cut short, of another model, or unsafe to load."""
+
+
+class StorageError(SparseDetrError):
+    """A path, bucket or object store that cannot be reached or read."""
+
+
+class OutputExistsError(SparseDetrError):
+    """Results of another run stand where this run would write."""

@@ -1,0 +1,1 @@
+"""From network output to detections and to COCO average precision."""

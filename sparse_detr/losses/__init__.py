@@ -1,0 +1,1 @@
+"""Set matching and the losses on top of it."""

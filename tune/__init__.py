@@ -1,0 +1,1 @@
+"""Searches over keep ratio and loss weights with Ray Tune."""
