@@ -8,6 +8,8 @@
         CheckpointError        a checkpoint that is cut short, foreign or unsafe
         StorageError           a path, bucket or store that cannot be reached
         OutputExistsError      results of another run stand where these would go
+        ErrorBudgetError       more images of a collection failed than were allowed to
+        NotFiniteError         numbers that became NaN or infinite, mostly by diverged training
 
 Every message names the field or file, the value found, and the remedy.
 """
@@ -41,3 +43,11 @@ class StorageError(SparseDetrError):
 
 class OutputExistsError(SparseDetrError):
     """Results of another run stand where this run would write."""
+
+
+class NotFiniteError(SparseDetrError):
+    """Predictions or targets that are NaN or infinite: training diverged, or an input was not finite."""
+
+
+class ErrorBudgetError(SparseDetrError):
+    """More images of a collection failed than were allowed to."""

@@ -1,0 +1,140 @@
+"""A detection data set for torch: annotations from an index, images from any store, kept in memory once read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from sparse_detr.data.coco_index import CocoImage, CocoIndex
+from sparse_detr.data.decode import decode_image
+from sparse_detr.data.transforms import Transform
+from sparse_detr.errors import AnnotationError
+from sparse_detr.records import Batch, Example, ImageBatch
+from sparse_detr.storage import locate
+
+_READERS = 8
+
+
+class DetectionDataset(Dataset[Example]):
+    """The images of an index with their objects, crowd regions left out.
+
+    Pickles to DataLoader workers without what it has read; workers that are forked after `preload` share it.
+    """
+
+    def __init__(
+        self,
+        index: CocoIndex,
+        images_uri: str | Path,
+        transform: Transform,
+        *,
+        cache_bytes: bool = True,
+        cache_pixels: bool = False,
+        cache_limit: int = 2 << 30,
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            index: images and boxes.
+            images_uri: the folder of the images, in any store.
+            transform: from decoded pixels to what the network takes.
+            cache_bytes: keep the files in memory.
+            cache_pixels: keep the decoded images instead; for small ones.
+            cache_limit: bytes that the cache of one process may take; what is beyond is read every time.
+
+        Raises:
+            AnnotationError: the index has no images.
+            StorageError: `images_uri` is not a path or URI that we know.
+        """
+        if len(index) == 0:
+            raise AnnotationError(f"{index.source}: has no images; give annotations with at least one")
+        self.index = index
+        self.transform = transform
+        self._folder = locate(images_uri)
+        self._cache_bytes = cache_bytes
+        self._cache_pixels = cache_pixels
+        self._cache_limit = cache_limit
+        self._clear()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> Example:
+        """One example.
+
+        Raises:
+            ImageError: the image is broken; the message names the file.
+            AnnotationError: the image has another size than its annotations say.
+            StorageError: the image cannot be read.
+        """
+        image = self.index.images[item]
+        wanted = ~image.crowd
+        pixels, targets = self.transform(self.pixels(item), image.boxes[wanted], image.labels[wanted])
+        return Example(image_id=image.id, pixels=pixels, targets=targets, original_size=(image.height, image.width))
+
+    def pixels(self, item: int) -> np.ndarray:
+        """The decoded image, uint8 [H, W, 3]; errors as in `__getitem__`. Do not write into it."""
+        if item in self._pixels:
+            return self._pixels[item]
+        image = self.index.images[item]
+        found = decode_image(self._file(item), name=self._folder.child(image.file_name).uri)
+        self._check_size(image, found)
+        if self._cache_pixels and self._room(found.nbytes):
+            self._pixels[item] = found
+        return found
+
+    def preload(self, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Fill the cache now, several images at a time; `on_progress` gets images done and images in all."""
+        load = self.pixels if self._cache_pixels else self._file
+        with ThreadPoolExecutor(_READERS) as pool:
+            for done, _ in enumerate(pool.map(load, range(len(self))), start=1):
+                if on_progress is not None:
+                    on_progress(done, len(self))
+
+    def __getstate__(self) -> dict[str, object]:
+        state = self.__dict__.copy()
+        for name in ("_bytes", "_pixels", "_held"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._bytes: dict[int, bytes] = {}
+        self._pixels: dict[int, np.ndarray] = {}
+        self._held = 0
+
+    def _file(self, item: int) -> bytes:
+        if item in self._bytes:
+            return self._bytes[item]
+        data = self._folder.child(self.index.images[item].file_name).read_bytes()
+        if self._cache_bytes and not self._cache_pixels and self._room(len(data)):
+            self._bytes[item] = data
+        return data
+
+    def _room(self, size: int) -> bool:
+        fits = self._held + size <= self._cache_limit
+        self._held += size if fits else 0
+        return fits
+
+    def _check_size(self, image: CocoImage, pixels: np.ndarray) -> None:
+        if pixels.shape[:2] != (image.height, image.width):
+            raise AnnotationError(
+                f"{self._folder.child(image.file_name).uri}: is {pixels.shape[1]}x{pixels.shape[0]}, but "
+                f"{self.index.source} says {image.width}x{image.height}; correct the annotations or the image"
+            )
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Pad examples to one size."""
+    return Batch(
+        images=ImageBatch.from_list([example.pixels for example in examples]),
+        targets=tuple(example.targets for example in examples),
+        image_ids=tuple(example.image_id for example in examples),
+        original_sizes=tuple(example.original_size for example in examples),
+    )

@@ -1,0 +1,207 @@
+"""Images and boxes of the same object, caches that change nothing, broken files that are named."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from sparse_detr.data.coco import index_coco, read_coco
+from sparse_detr.data.coco_index import CocoIndex
+from sparse_detr.data.dataset import DetectionDataset, collate
+from sparse_detr.data.sampler import EpochSampler
+from sparse_detr.data.shapes import ShapesConfig, write_shapes
+from sparse_detr.data.transforms import AugmentConfig, EvalTransform, TrainTransform
+from sparse_detr.errors import AnnotationError, ImageError, StorageError
+from sparse_detr.records import Example
+from sparse_detr.storage import Location, locate
+
+STILL = EvalTransform(short_side=32, max_side=64)
+
+
+def index_of(*sizes: tuple[int, int]) -> CocoIndex:
+    """One object and one crowd in every image."""
+    images = [{"id": 10 + i, "file_name": f"{i}.png", "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
+    annotations = [
+        {"id": 2 * i + crowd, "image_id": 10 + i, "category_id": 5 - crowd, "bbox": [4, 8, 16, 8], "iscrowd": crowd}
+        for i in range(len(sizes))
+        for crowd in (0, 1)
+    ]
+    categories = [{"id": 4, "name": "a"}, {"id": 5, "name": "b"}]
+    return index_coco({"images": images, "annotations": annotations, "categories": categories}, source="x.json")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i, (height, width) in enumerate([(32, 32), (32, 48), (64, 32)]):
+        Image.new("RGB", (width, height), (10 * i, 100, 200)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+SIZES = ((32, 32), (32, 48), (64, 32))
+
+
+def test_an_example_has_its_objects_and_no_crowd(folder: Path) -> None:
+    example = DetectionDataset(index_of(*SIZES), folder, STILL)[1]
+    assert (example.image_id, example.original_size) == (11, (32, 48))
+    assert example.pixels.shape == (3, 32, 48)
+    assert example.targets.labels.tolist() == [1]
+    torch.testing.assert_close(example.targets.boxes, torch.tensor([[12 / 48, 12 / 32, 16 / 48, 8 / 32]]))
+
+
+def test_collate_pads_and_keeps_the_order(folder: Path) -> None:
+    dataset = DetectionDataset(index_of(*SIZES), str(folder), STILL)
+    batch = collate([dataset[i] for i in range(3)])
+    assert batch.images.pixels.shape == (3, 3, 64, 48)
+    assert (~batch.images.padding).flatten(1).sum(1).tolist() == [32 * 32, 32 * 48, 64 * 32]
+    assert batch.image_ids == (10, 11, 12)
+    assert batch.original_sizes == SIZES
+    assert [len(t.labels) for t in batch.targets] == [1, 1, 1]
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    names: list[str] = []
+    original = Location.read_bytes
+
+    def counted(self: Location) -> bytes:
+        names.append(self.uri.rpartition("/")[2])
+        return original(self)
+
+    monkeypatch.setattr(Location, "read_bytes", counted)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("options", "reads"),
+    [
+        ({"cache_bytes": True}, 3),
+        ({"cache_bytes": False}, 6),
+        ({"cache_pixels": True}, 3),
+        ({"cache_bytes": False, "cache_pixels": True}, 3),
+        ({"cache_pixels": True, "cache_limit": 32 * 32 * 3 + 10}, 5),
+        ({"cache_limit": 0}, 6),
+    ],
+)
+def test_caches_save_reads_and_change_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, int], reads: int
+) -> None:
+    plain = DetectionDataset(index_of(*SIZES), folder, STILL, cache_bytes=False)
+    expected = [plain[i] for i in range(3)]
+    names = count_reads(monkeypatch)
+    dataset = DetectionDataset(index_of(*SIZES), folder, STILL, **options)
+    for _ in range(2):
+        for i in range(3):
+            assert_same(dataset[i], expected[i])
+    assert len(names) == reads
+
+
+def assert_same(a: Example, b: Example) -> None:
+    assert a.image_id == b.image_id
+    assert torch.equal(a.pixels, b.pixels)
+    assert torch.equal(a.targets.boxes, b.targets.boxes)
+    assert torch.equal(a.targets.labels, b.targets.labels)
+
+
+@pytest.mark.parametrize("cache_pixels", [False, True])
+def test_preload_reads_everything_once(folder: Path, monkeypatch: pytest.MonkeyPatch, cache_pixels: bool) -> None:
+    names = count_reads(monkeypatch)
+    dataset = DetectionDataset(index_of(*SIZES), folder, STILL, cache_pixels=cache_pixels)
+    progress: list[tuple[int, int]] = []
+    dataset.preload(lambda *p: progress.append(p))
+    assert sorted(names) == ["0.png", "1.png", "2.png"]
+    assert progress == [(1, 3), (2, 3), (3, 3)]
+    for i in range(3):
+        dataset[i]
+    assert len(names) == 3
+
+
+def test_pickling_leaves_the_cache_behind(folder: Path) -> None:
+    dataset = DetectionDataset(index_of(*SIZES), folder, STILL, cache_pixels=True)
+    before = len(pickle.dumps(dataset))
+    dataset.preload()
+    data = pickle.dumps(dataset)
+    assert len(data) == before
+    assert_same(pickle.loads(data)[2], dataset[2])
+
+
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_deliver_an_epoch(tmp_path: Path, start: str, workers: int) -> None:
+    uris = write_shapes(locate(tmp_path), ShapesConfig(size=64), {"train": 12})["train"]
+    index = read_coco(uris.annotations)
+    transform = TrainTransform(config=AugmentConfig.small(64))
+    dataset = DetectionDataset(index, uris.images, transform, cache_pixels=True)
+    sampler = EpochSampler(len(dataset), seed=1)
+
+    def epoch() -> list[torch.Tensor]:
+        loader = DataLoader(
+            dataset,
+            batch_size=4,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            drop_last=True,
+            multiprocessing_context=start,
+            generator=torch.Generator().manual_seed(7),
+        )
+        batches = list(loader)
+        assert sorted(i for batch in batches for i in batch.image_ids) == list(range(1, 13))
+        return [batch.images.pixels for batch in batches]
+
+    first = epoch()
+    if start == "fork":
+        assert all(torch.equal(a, b) for a, b in zip(first, epoch(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "the file is empty"), (b"just text", "not an image"), (None, "cut short or damaged")],
+)
+def test_a_broken_image_is_named(folder: Path, content: bytes | None, message: str) -> None:
+    if content is None:
+        stream = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)).save(stream, "PNG")
+        content = stream.getvalue()[:2000]
+    (folder / "1.png").write_bytes(content)
+    dataset = DetectionDataset(index_of(*SIZES), folder, STILL)
+    assert dataset[0].image_id == 10
+    with pytest.raises(ImageError, match=rf"{folder}/1\.png: {message}"):
+        dataset[1]
+    with pytest.raises(ImageError, match=rf"{folder}/1\.png: {message}"):
+        DetectionDataset(index_of(*SIZES), folder, STILL, cache_pixels=True).preload()
+
+
+def test_a_missing_image_is_named(folder: Path) -> None:
+    (folder / "2.png").unlink()
+    with pytest.raises(StorageError, match=r"2\.png"):
+        DetectionDataset(index_of(*SIZES), folder, STILL)[2]
+
+
+def test_an_image_of_another_size_than_annotated_is_refused(folder: Path) -> None:
+    dataset = DetectionDataset(index_of((32, 32), (48, 32)), folder, STILL)
+    with pytest.raises(AnnotationError, match=r"1\.png: is 48x32, but x\.json says 32x48; correct"):
+        dataset[1]
+
+
+def test_an_index_without_images_is_refused(folder: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"x\.json: has no images"):
+        DetectionDataset(index_of(), folder, STILL)
+
+
+def test_real_images(shared: Path) -> None:
+    root = shared / "data" / "coco_tiny"
+    index = read_coco(root / "annotations" / "instances_val2017.json")
+    dataset = DetectionDataset(index, root / "val2017", EvalTransform(short_side=64, max_side=107))
+    for item in range(20):
+        example = dataset[item]
+        image = index.images[item]
+        assert len(example.targets.labels) == int((~image.crowd).sum())
+        # min(64 / short, 107 / long) scales both sides, but for rounding.
+        scale = min(64 / min(example.original_size), 107 / max(example.original_size))
+        sides = np.array(example.pixels.shape[1:])
+        np.testing.assert_allclose(sides, np.array(example.original_size) * scale, atol=2)
