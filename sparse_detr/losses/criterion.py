@@ -1,0 +1,128 @@
+"""All losses of one forward pass (paper section 3), with the authors' names and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sparse_detr.losses.attention_map import dam_target, decoder_attention_map
+from sparse_detr.losses.box_regression import box_losses
+from sparse_detr.losses.classification import class_error, classification_loss
+from sparse_detr.losses.config import LossConfig
+from sparse_detr.losses.matcher import match
+from sparse_detr.losses.token_scoring import token_scoring_loss
+from sparse_detr.ops.attention_share import attention_share
+from sparse_detr.records import DecoderAttention, Output, Predictions, Targets, TokenSelection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossReport:
+    """What the criterion found. Only `total` carries the graph."""
+
+    total: Tensor
+    """Weighted sum of all terms: call `backward` on it."""
+    terms: dict[str, Tensor]
+    """Unweighted terms: `loss_ce`, `loss_bbox`, `loss_giou` of the last decoder layer; `_0`, `_1`, ... of the
+    decoder layers before; `_enc` of the proposals; `_enc_0`, ... of the encoder layers; `loss_mask_prediction` of the
+    scoring network."""
+    metrics: dict[str, Tensor]
+    """For the log: `class_error` (per cent) and, in sparse mode, `corr_mask_attn_map_dec_all` and `_0`, `_1`, ...:
+    the share of the decoder's attention on kept tokens, over all levels and for each. NaN where a level got none."""
+
+
+class Criterion:
+    """Losses of an output against its targets.
+
+    Every set of predictions is matched on its own and gets the same three losses. The authors' `cardinality_error`
+    is left out: it asks for a background class that sigmoid heads do not have.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
+
+    def __call__(
+        self, output: Output, targets: Sequence[Targets], num_boxes: float | Tensor | None = None
+    ) -> LossReport:
+        """Compute all losses in float32, also under autocast.
+
+        Images and whole batches without objects are fine: every prediction then is background.
+
+        Args:
+            num_boxes: divisor of the detection losses; by default the objects of the batch, averaged over the
+                ranks of torch.distributed, at least 1.
+
+        Raises:
+            NotFiniteError: predictions are NaN or infinite.
+            ConfigError: a label is no class of the model.
+        """
+        if num_boxes is None:
+            num_boxes = count_boxes(targets, output.logits.device)
+        with torch.autocast(output.logits.device.type, enabled=False):
+            total, terms, metrics = self._detection(output, targets, num_boxes)
+            if output.selection is not None and output.decoder_attention is not None:
+                scoring, overlap = self._token_scoring(output, output.selection, output.decoder_attention)
+                total = total + self.config.token_scoring_weight * scoring
+                terms["loss_mask_prediction"] = scoring.detach()
+                metrics |= overlap
+        return LossReport(total=total, terms=terms, metrics=metrics)
+
+    def _detection(
+        self, output: Output, targets: Sequence[Targets], num_boxes: float | Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        config = self.config
+        sets = prediction_sets(output)
+        sizes = tuple(predictions.logits.shape[1] for predictions in sets.values())
+        logits = torch.cat([predictions.logits.float() for predictions in sets.values()], dim=1)
+        boxes = torch.cat([predictions.boxes.float() for predictions in sets.values()], dim=1)
+        labels = torch.cat([target.labels for target in targets])
+        target_boxes = torch.cat([target.boxes.float() for target in targets])
+        matching = match(logits, boxes, targets, sizes, config)
+        distance, giou = box_losses(boxes, matching, target_boxes)
+        losses = {
+            "loss_ce": classification_loss(logits, matching, labels, sizes, config) / num_boxes,
+            "loss_bbox": distance / num_boxes,
+            "loss_giou": giou / num_boxes,
+        }
+        weights = (config.class_weight, config.box_weight, config.giou_weight)
+        weighted = sum(weight * loss for weight, loss in zip(weights, losses.values(), strict=True))
+        scale = [config.encoder_auxiliary_weight if suffix.startswith("_enc_") else 1.0 for suffix in sets]
+        total = (weighted * logits.new_tensor(scale)).sum()
+        terms = {
+            name + suffix: term
+            for name, loss in losses.items()
+            for suffix, term in zip(sets, loss.detach().unbind(), strict=True)
+        }
+        return total, terms, {"class_error": class_error(logits, matching, labels)}
+
+    def _token_scoring(
+        self, output: Output, selection: TokenSelection, attention: DecoderAttention
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        dam = decoder_attention_map(attention, output.shapes)
+        target = dam_target(dam, output.token_padding, selection.counts, selection.kept.shape[1])
+        shares = attention_share(dam, selection.kept, output.shapes).mean(0)
+        names = ("all", *map(str, range(len(output.shapes))))
+        metrics = {f"corr_mask_attn_map_dec_{name}": share for name, share in zip(names, shares, strict=True)}
+        return token_scoring_loss(selection.saliency.float(), target), metrics
+
+
+def prediction_sets(output: Output) -> dict[str, Predictions]:
+    """Every set of predictions by the suffix of its loss names; the last decoder layer's, with suffix "", first."""
+    sets = {"": Predictions(logits=output.logits, boxes=output.boxes)}
+    sets |= {f"_{layer}": predictions for layer, predictions in enumerate(output.decoder_auxiliary)}
+    if output.proposals is not None:
+        sets["_enc"] = output.proposals
+    return sets | {f"_enc_{layer}": predictions for layer, predictions in enumerate(output.encoder_auxiliary)}
+
+
+def count_boxes(targets: Sequence[Targets], device: torch.device) -> float | Tensor:
+    """Objects of the batch, averaged over ranks where torch.distributed runs, at least 1."""
+    count = float(sum(len(target.labels) for target in targets))
+    if dist.is_available() and dist.is_initialized():
+        shared = torch.tensor(count, device=device)
+        dist.all_reduce(shared)
+        return (shared / dist.get_world_size()).clamp(min=1)
+    return max(count, 1.0)

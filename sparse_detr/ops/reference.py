@@ -1,0 +1,84 @@
+"""Multi-scale deformable attention in plain torch: the oracle of the faster kernels, and their fallback.
+
+Deformable DETR (Zhu et al., 2021), equation 3, without the linear projections around it.
+
+Every sample is four rows of `value` with bilinear shares, so a head's output is a weighted sum of L x P x 4
+rows: `embedding_bag`. That is 2 to 5 times as fast on a CPU as one `grid_sample` per level, and computes the
+same (zero padding, `align_corners=False`).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from sparse_detr.records import Shapes
+
+
+def deformable_attention(
+    value: Float[Tensor, "B T M D"],
+    shapes: Shapes,
+    locations: Float[Tensor, "B Q M L P 2"],
+    weights: Float[Tensor, "B Q M L P"],
+) -> Float[Tensor, "B Q MD"]:
+    """Weighted bilinear samples of `value`, summed over levels and points.
+
+    Args:
+        value: projected tokens of all levels, flattened row by row, fine to coarse.
+        shapes: (height, width) of every level; the areas sum to T.
+        locations: (x, y), relative to each level: 0 and 1 are the outer edges of its first and last cell. What
+            lies outside, and NaN, contributes zero.
+        weights: after the softmax over L x P.
+
+    Returns:
+        One row of M x D numbers for each query. Differentiable in value, locations and weights.
+    """
+    batch, tokens, heads, width = value.shape
+    queries = locations.shape[1]
+    corners, shares = _bilinear(shapes, locations, weights)
+    first = torch.arange(batch * tokens * heads, device=value.device).view(batch, tokens, heads)[:, 0]
+    rows = corners * heads + first.view(batch, 1, heads, 1)
+    output = functional.embedding_bag(
+        rows.view(batch * queries * heads, -1),
+        value.reshape(batch * tokens * heads, width),
+        per_sample_weights=shares.view(batch * queries * heads, -1).to(value.dtype),
+        mode="sum",
+    )
+    return output.view(batch, queries, heads * width)
+
+
+def _bilinear(shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Int[Tensor, "B Q M S"], Tensor]:
+    """Tokens of the four cells around every location and their shares, S = 4 x L x P; share 0 outside."""
+    sizes = locations.new_tensor([(width, height) for height, width in shapes])
+    width, height = sizes[:, 0, None], sizes[:, 1, None]
+    areas = width * height
+    start = areas.cumsum(0) - areas
+    x, y = _to_cells(locations[..., 0], width), _to_cells(locations[..., 1], height)
+    x0, y0 = x.detach().floor(), y.detach().floor()
+    left, right = _shares(x, x0, width)
+    top, bottom = (share * weights for share in _shares(y, y0, height))
+    # Indices stay floating point until the end (exact below 2^24 tokens), where the arithmetic is vectorised.
+    x0, x1 = _inside(x0, width), _inside(x0 + 1, width)
+    upper, lower = _inside(y0, height) * width + start, _inside(y0 + 1, height) * width + start
+    corners = torch.stack((upper + x0, upper + x1, lower + x0, lower + x1), dim=3)
+    shares = torch.stack((top * left, top * right, bottom * left, bottom * right), dim=3)
+    return corners.flatten(3).long(), shares.flatten(3)
+
+
+def _to_cells(location: Tensor, size: Tensor) -> Tensor:
+    """Relative coordinates to cell indices; NaN and what is far outside go to a place just outside."""
+    cell = torch.nan_to_num(location * size - 0.5, nan=-2.0)
+    return cell.clamp(min=-2.0).minimum(size + 1)
+
+
+def _shares(position: Tensor, low: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    high_share = position - low
+    low_inside = (low >= 0) & (low < size)
+    high_inside = (low >= -1) & (low < size - 1)
+    return (1 - high_share) * low_inside, high_share * high_inside
+
+
+def _inside(index: Tensor, size: Tensor) -> Tensor:
+    return index.clamp(min=0).minimum(size - 1)

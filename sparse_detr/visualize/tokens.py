@@ -1,0 +1,112 @@
+"""Saliency and kept tokens over the image."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from sparse_detr.records import Shapes
+from sparse_detr.visualize.style import Array, Colour, Picture
+
+_EDGE_COLOUR: Colour = (255, 214, 64)
+
+
+def saliency_overlay(
+    image: Picture,
+    saliency: Float[Tensor, " T"],
+    shapes: Shapes,
+    *,
+    level: int | None = None,
+    image_share: tuple[float, float] = (1.0, 1.0),
+    strength: float = 0.65,
+) -> Picture:
+    """One image's saliency (any scores of its tokens) as a heat map on the greyed image, dark to bright.
+
+    All levels share one scale, the image's 1st to 99.8th percentile, so that their pictures compare and a few
+    extreme scores do not darken the rest.
+
+    Args:
+        level: draw this level alone; None draws the mean of all levels.
+        image_share: share of the padded batch's (height, width) that is this image; tokens beyond are cut off.
+        strength: 0 shows the image alone, 1 the heat map alone.
+    """
+    size = (image.shape[1], image.shape[0])
+    maps = _cut_levels(saliency.detach().float().cpu().numpy(), shapes)
+    visible = np.concatenate([_visible(one, image_share).ravel() for one in maps])
+    low, high = np.percentile(visible, (1.0, 99.8))
+    chosen = maps if level is None else [maps[level]]
+    heat = np.mean([_stretch(one, size, image_share, Image.Resampling.BILINEAR) for one in chosen], axis=0)
+    heat = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)
+    colours = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
+    return _to_picture((1 - strength) * _grey(image) + strength * colours)
+
+
+def kept_tokens_overlay(
+    image: Picture,
+    kept: Int[Tensor, " K"],
+    shapes: Shapes,
+    *,
+    level: int | None = None,
+    image_share: tuple[float, float] = (1.0, 1.0),
+) -> Picture:
+    """The image bright where its tokens are kept, dim and grey elsewhere.
+
+    One level shows its kept cells with an outline. All levels together are the brighter the more of them keep the
+    place.
+
+    Args:
+        kept: indices of the tokens that the encoder updates.
+        level: draw this level alone; None draws all of them together.
+        image_share: share of the padded batch's (height, width) that is this image; tokens beyond are cut off.
+    """
+    size = (image.shape[1], image.shape[0])
+    flags = np.zeros(sum(h * w for h, w in shapes), dtype=np.float32)
+    flags[kept.detach().cpu().numpy()] = 1
+    maps = _cut_levels(flags, shapes)
+    chosen = maps if level is None else [maps[level]]
+    bright = np.mean([_stretch(one, size, image_share, Image.Resampling.NEAREST) for one in chosen], axis=0)
+    share = np.sqrt(bright)[..., None]
+    picture = share * image + (1 - share) * 0.25 * _grey(image)
+    if level is not None:
+        picture[_edges(bright > 0.5, max(1, round(min(size) / 240)))] = _EDGE_COLOUR
+    return _to_picture(picture)
+
+
+def _cut_levels(values: Array, shapes: Shapes) -> list[Array]:
+    starts = np.cumsum([h * w for h, w in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(values, starts), shapes, strict=True)]
+
+
+def _visible(one: Array, image_share: tuple[float, float]) -> Array:
+    height, width = one.shape
+    return one[: max(1, round(height * image_share[0])), : max(1, round(width * image_share[1]))]
+
+
+def _stretch(
+    one: Array, size: tuple[int, int], image_share: tuple[float, float], resampling: Image.Resampling
+) -> Array:
+    """A level's map, cut to the image and scaled to `size` (width, height)."""
+    height, width = one.shape
+    box = (0.0, 0.0, width * image_share[1], height * image_share[0])
+    return np.asarray(Image.fromarray(one.astype(np.float32)).resize(size, resampling, box=box))
+
+
+def _edges(inside: Array, line: int) -> Array:
+    """Pixels of the region within `line` pixels of its border."""
+    padded = np.pad(inside, line, mode="edge")
+    height, width = inside.shape
+    core = inside.copy()
+    for dy, dx in ((0, line), (2 * line, line), (line, 0), (line, 2 * line)):
+        core &= padded[dy : dy + height, dx : dx + width]
+    return np.asarray(inside & ~core)
+
+
+def _grey(image: Picture) -> Array:
+    return np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[..., None]
+
+
+def _to_picture(values: Array) -> Picture:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

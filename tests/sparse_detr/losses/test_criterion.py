@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sparse_detr.errors import NotFiniteError
+from sparse_detr.losses.config import LossConfig
+from sparse_detr.losses.criterion import Criterion, count_boxes
+from sparse_detr.records import Predictions, Targets, TokenSelection
+
+
+def targets_of(*counts):
+    make = torch.Generator().manual_seed(7)
+    return [
+        Targets(labels=torch.randint(5, (n,), generator=make), boxes=torch.rand((n, 4), generator=make) * 0.5 + 0.2)
+        for n in counts
+    ]
+
+
+def leaves(output):
+    sets = [Predictions(logits=output.logits, boxes=output.boxes), *output.decoder_auxiliary]
+    sets += [*output.encoder_auxiliary, output.proposals]
+    return [tensor for one in sets for tensor in (one.logits, one.boxes)] + [output.selection.saliency]
+
+
+def test_equals_the_authors_losses(golden):
+    report = Criterion(LossConfig())(golden.output(), golden.targets)
+    assert set(report.terms) == {"loss_ce", "loss_bbox", "loss_giou"}
+    for name, value in {**report.terms, **report.metrics}.items():
+        assert value.item() == pytest.approx(golden.losses[name], rel=1e-5), name
+    weighted = sum(w * golden.losses[f"loss_{name}"] for name, w in (("ce", 2), ("bbox", 5), ("giou", 2)))
+    assert report.total.item() == pytest.approx(weighted, rel=1e-5)
+
+
+def test_names_of_all_terms_and_the_weighted_total(random_output):
+    report = Criterion(LossConfig(token_scoring_weight=3.0, encoder_auxiliary_weight=0.5))(
+        random_output(2), targets_of(3, 1)
+    )
+    sets = ["", "_0", "_1", "_enc", "_enc_0"]
+    expected = {f"loss_{name}{suffix}" for name in ("ce", "bbox", "giou") for suffix in sets}
+    assert set(report.terms) == expected | {"loss_mask_prediction"}
+    weights = {"loss_ce": 2, "loss_bbox": 5, "loss_giou": 2, "loss_mask": 3}
+    total = 0.0
+    for name, value in report.terms.items():
+        weight = weights["_".join(name.split("_")[:2])]
+        total += value.item() * weight * (0.5 if "_enc_" in name else 1)
+    assert report.total.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_every_set_is_scored_as_it_is_alone(random_output):
+    output, targets = random_output(2), targets_of(3, 2)
+    report = Criterion(LossConfig())(output, targets)
+    bare = replace(output, decoder_auxiliary=(), encoder_auxiliary=(), proposals=None, selection=None)
+    for suffix, one in (("_1", output.decoder_auxiliary[1]), ("_enc", output.proposals)):
+        alone = Criterion(LossConfig())(replace(bare, logits=one.logits, boxes=one.boxes), targets)
+        for name, value in alone.terms.items():
+            assert report.terms[name + suffix].item() == pytest.approx(value.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("counts", [(3, 1), (2, 0), (0, 0)])
+def test_finite_and_a_gradient_for_everything(random_output, counts):
+    output = random_output(2)
+    report = Criterion(LossConfig())(output, targets_of(*counts))
+    report.total.backward()
+    assert torch.isfinite(report.total)
+    for leaf in leaves(output):
+        assert leaf.grad is not None
+        assert torch.isfinite(leaf.grad).all()
+    assert all(torch.isfinite(value) for value in report.terms.values())
+    if sum(counts) == 0:
+        assert report.terms["loss_bbox"] == report.terms["loss_giou_enc"] == 0
+        assert report.terms["loss_ce"] > 0
+
+
+def test_an_output_of_evaluation_gives_the_main_losses_only(random_output):
+    output = replace(
+        random_output(1), decoder_auxiliary=(), encoder_auxiliary=(), proposals=None, decoder_attention=None
+    )
+    report = Criterion(LossConfig())(output, targets_of(2))
+    assert set(report.terms) == {"loss_ce", "loss_bbox", "loss_giou"}
+    assert set(report.metrics) == {"class_error"}
+
+
+def test_num_boxes_divides_the_detection_losses(random_output):
+    output, targets = random_output(2), targets_of(3, 1)
+    given = Criterion(LossConfig())(output, targets, num_boxes=8.0)
+    counted = Criterion(LossConfig())(output, targets)
+    for name, value in given.terms.items():
+        factor = 1 if name == "loss_mask_prediction" else 2
+        assert value.item() * factor == pytest.approx(counted.terms[name].item(), rel=1e-5)
+
+
+def test_float32_under_autocast(random_output):
+    output, targets = random_output(1), targets_of(2)
+    expected = Criterion(LossConfig())(output, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        report = Criterion(LossConfig())(output, targets)
+    assert report.total.dtype == torch.float32
+    assert report.total.item() == expected.total.item()
+    half = replace(output, logits=output.logits.bfloat16())
+    assert Criterion(LossConfig())(half, targets).total.dtype == torch.float32
+
+
+def test_overlap_metrics_of_kept_tokens(random_output):
+    output = random_output(1)
+    everything = torch.arange(output.token_padding.shape[1])[None]
+    selection = TokenSelection(
+        saliency=output.selection.saliency, kept=everything, counts=torch.tensor([everything.shape[1]])
+    )
+    metrics = Criterion(LossConfig())(replace(output, selection=selection), targets_of(1)).metrics
+    names = ["all", "0", "1", "2"]
+    assert set(metrics) == {"class_error", *(f"corr_mask_attn_map_dec_{name}" for name in names)}
+    assert all(metrics[f"corr_mask_attn_map_dec_{name}"].item() == pytest.approx(1) for name in names)
+
+
+def test_diverged_predictions_are_named(random_output):
+    output = random_output(1)
+    with torch.no_grad():
+        output.proposals.boxes[0, 3, 1] = float("nan")
+    with pytest.raises(NotFiniteError, match="boxes: the model's predictions hold NaN"):
+        Criterion(LossConfig())(output, targets_of(1))
+
+
+def test_count_boxes_is_at_least_one():
+    assert count_boxes(targets_of(0, 0), torch.device("cpu")) == 1
+    assert count_boxes(targets_of(3, 2), torch.device("cpu")) == 5
+
+
+def test_count_boxes_averages_over_ranks(tmp_path, monkeypatch):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        # The other rank has 3 objects: what the real all_reduce would add.
+        monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(3))
+        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+        assert count_boxes(targets_of(2, 6), torch.device("cpu")).item() == 5.5
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sparse_detr.visualize import kept_tokens_overlay, saliency_overlay
+
+SHAPES = ((4, 4), (2, 2))
+
+
+def blank(height=64, width=64, value=128):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def brightness(picture):
+    return picture.astype(float).mean(-1)
+
+
+def test_saliency_is_bright_where_it_is_high():
+    saliency = torch.zeros(20)
+    saliency[0] = 5.0  # level 0, top left
+    saliency[16 + 3] = 5.0  # level 1, bottom right
+    fine = brightness(saliency_overlay(blank(), saliency, SHAPES, level=0))
+    assert fine[2, 2] > fine[60, 60] + 50
+    coarse = brightness(saliency_overlay(blank(), saliency, SHAPES, level=1))
+    assert coarse[60, 60] > coarse[2, 2] + 50
+    both = brightness(saliency_overlay(blank(), saliency, SHAPES))
+    assert both[30, 2] < min(both[2, 2], both[60, 60])
+
+
+def test_saliency_of_one_value_draws():
+    assert saliency_overlay(blank(), torch.zeros(20), SHAPES).shape == (64, 64, 3)
+
+
+def test_strength_zero_is_the_grey_image():
+    assert (saliency_overlay(blank(), torch.rand(20), SHAPES, strength=0.0) == 128).all()
+
+
+def test_kept_cells_are_bright_and_the_rest_dim():
+    picture = kept_tokens_overlay(blank(), torch.tensor([5]), SHAPES, level=0)  # row 1, column 1 of 4 x 4
+    bright = (picture == 128).all(-1)
+    ys, xs = np.argwhere(bright).T
+    assert (ys.min(), ys.max(), xs.min(), xs.max()) == (17, 30, 17, 30)  # a cell of 16 without its outline
+    assert tuple(picture[16, 20]) == (255, 214, 64)
+    assert (picture[40, 40] == 32).all()
+
+
+def test_levels_together_are_brighter_where_more_keep():
+    picture = brightness(kept_tokens_overlay(blank(), torch.tensor([0, 16]), SHAPES))
+    assert picture[4, 4] == 128  # both levels
+    assert 32 < picture[28, 28] < 128  # the coarse level alone
+    assert picture[60, 60] == 32
+
+
+@pytest.mark.parametrize("draw", ["saliency", "kept"])
+def test_padding_is_cut_off(draw):
+    # The image is the left half of the padded batch: column 1 of 4 ends at its right border.
+    image = blank(64, 32)
+    if draw == "kept":
+        picture = brightness(kept_tokens_overlay(image, torch.tensor([1]), SHAPES, level=0, image_share=(1.0, 0.5)))
+        assert picture[8, 24] == 128
+        assert picture[8, 8] == 32
+    else:
+        saliency = torch.zeros(20)
+        saliency[1] = 1.0
+        saliency[3] = 100.0  # in the padding: must not set the scale
+        picture = brightness(saliency_overlay(image, saliency, SHAPES, level=0, image_share=(1.0, 0.5)))
+        assert picture[4, 26] > picture[60, 4] + 50
