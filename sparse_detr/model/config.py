@@ -43,6 +43,7 @@ class ModelConfig:
     num_classes: int = 91
     """Class logits a query gets; 91 holds COCO's raw ids 0..90."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The convolutional network under it."""
     channels: int = 256
     """C: width of every token."""
     heads: int = 8
@@ -52,8 +53,11 @@ class ModelConfig:
     points: int = 4
     """P: sampling points per head and level."""
     encoder_layers: int = 6
+    """Layers that update the kept tokens."""
     decoder_layers: int = 6
+    """Layers that turn queries into boxes."""
     feedforward_channels: int = 1024
+    """Width between the two linear layers after each attention."""
     queries: int = 300
     """Q: decoder queries."""
     query_source: Literal["top_k", "learned"] = "top_k"
@@ -65,6 +69,7 @@ class ModelConfig:
     encoder_auxiliary_loss: bool = True
     """Detection heads (and losses) on every encoder layer but the last."""
     dropout: float = 0.1
+    """Share of activations that training sets to zero, in [0, 1)."""
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "channels", "heads", "levels", "points", "encoder_layers", "decoder_layers",

@@ -3,15 +3,18 @@
 Deformable DETR (Zhu et al., 2021), equation 3, without the linear projections around it.
 
 Every sample is four rows of `value` with bilinear shares, so a head's output is a weighted sum of L x P x 4
-rows: `embedding_bag`. That is 2 to 5 times as fast on a CPU as one `grid_sample` per level, and computes the
+rows: `embedding_bag`. That is 1.3 to 3 times as fast on a CPU as one `grid_sample` per level, and computes the
 same (zero padding, `align_corners=False`).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from sparse_detr.records import Shapes
@@ -40,13 +43,49 @@ def deformable_attention(
     corners, shares = _bilinear(shapes, locations, weights)
     first = torch.arange(batch * tokens * heads, device=value.device).view(batch, tokens, heads)[:, 0]
     rows = corners * heads + first.view(batch, 1, heads, 1)
-    output = functional.embedding_bag(
-        rows.view(batch * queries * heads, -1),
+    output: Tensor = _WeightedRows.apply(  # type: ignore[no-untyped-call]
         value.reshape(batch * tokens * heads, width),
-        per_sample_weights=shares.view(batch * queries * heads, -1).to(value.dtype),
-        mode="sum",
+        rows.view(batch * queries * heads, -1),
+        shares.view(batch * queries * heads, -1).to(value.dtype),
     )
     return output.view(batch, queries, heads * width)
+
+
+class _WeightedRows(torch.autograd.Function):
+    """Weighted sums of rows of a table: `embedding_bag` with a backward that is twice as fast on a CPU.
+
+    The gradient of the table is such a sum too, with the roles of rows and sums exchanged.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor, shares: Tensor) -> Tensor:
+        ctx.save_for_backward(table, rows, shares)
+        return functional.embedding_bag(rows, table, per_sample_weights=shares, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        table, rows, shares = ctx.saved_tensors
+        for_table = _table_gradient(gradient, rows, shares, len(table)) if ctx.needs_input_grad[0] else None
+        for_shares = _shares_gradient(gradient, table, rows, shares) if ctx.needs_input_grad[2] else None
+        return for_table, None, for_shares
+
+
+def _table_gradient(gradient: Tensor, rows: Tensor, shares: Tensor, size: int) -> Tensor:
+    ordered, order = rows.flatten().int().sort()
+    starts = torch.searchsorted(ordered, torch.arange(size, dtype=ordered.dtype, device=rows.device))
+    users = order.div(rows.shape[1], rounding_mode="floor")
+    return functional.embedding_bag(
+        users, gradient.contiguous(), starts, per_sample_weights=shares.flatten()[order], mode="sum"
+    )
+
+
+def _shares_gradient(gradient: Tensor, table: Tensor, rows: Tensor, shares: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = shares.detach().requires_grad_()
+        sums = functional.embedding_bag(rows, table.detach(), per_sample_weights=leaf, mode="sum")
+        (result,) = torch.autograd.grad(sums, leaf, gradient)
+    return result
 
 
 def _bilinear(shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Int[Tensor, "B Q M S"], Tensor]:

@@ -1,0 +1,102 @@
+"""The decoder: queries look at each other and at the memory; boxes are refined from layer to layer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparse_detr.model.deformable_attention import Attended, DeformableAttention
+from sparse_detr.model.encoder import FeedForward
+from sparse_detr.model.heads import DetectionHead
+from sparse_detr.model.proposals import Queries
+from sparse_detr.model.reference_points import inverse_sigmoid, scale_to_levels
+from sparse_detr.records import DecoderAttention, FeaturePyramid, Predictions
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention, feed-forward network; post-norm."""
+
+    def __init__(
+        self,
+        self_attention: nn.MultiheadAttention,
+        cross_attention: DeformableAttention,
+        feedforward: FeedForward,
+        channels: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.self_attention = self_attention
+        self.self_attention_norm = nn.LayerNorm(channels)
+        self.cross_attention = cross_attention
+        self.cross_attention_norm = nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.feedforward = feedforward
+
+    def forward(
+        self,
+        content: Float[Tensor, "B Q C"],
+        position: Float[Tensor, "B Q C"],
+        references: Float[Tensor, "B Q L size"],
+        memory: Float[Tensor, "B T C"],
+        pyramid: FeaturePyramid,
+    ) -> tuple[Float[Tensor, "B Q C"], Attended]:
+        """The next content, and where the cross-attention looked."""
+        placed = content + position
+        mixed, _ = self.self_attention(placed, placed, content, need_weights=False)
+        content = self.self_attention_norm(content + self.dropout(mixed))
+        attended: Attended = self.cross_attention(content + position, references, memory, pyramid)
+        content = self.cross_attention_norm(content + self.dropout(attended.output))
+        return self.feedforward(content), attended
+
+
+class Decoded(NamedTuple):
+    """What the decoder returns."""
+
+    predictions: tuple[Predictions, ...]
+    """Of the last layer; of all layers, in order, where auxiliary output is asked for."""
+    attention: DecoderAttention | None
+    """The decoder attention map's raw material, where asked for; without gradient."""
+
+
+class Decoder(nn.Module):
+    """D layers with a head each, or with one head for all where boxes are not refined (as in the authors' code)."""
+
+    def __init__(self, layers: list[DecoderLayer], heads: list[DetectionHead], refine: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.heads = nn.ModuleList(heads)
+        self.refine = refine
+
+    def forward(
+        self, queries: Queries, memory: Float[Tensor, "B T C"], pyramid: FeaturePyramid, with_auxiliary: bool
+    ) -> Decoded:
+        """Decode `queries`."""
+        content, references = queries.content, queries.references
+        predictions: list[Predictions] = []
+        attention: list[Attended] = []
+        for index, layer in enumerate(self.layers):
+            scaled = scale_to_levels(references, pyramid.valid_ratios)
+            content, attended = layer(content, queries.position, scaled, memory, pyramid)
+            if with_auxiliary:
+                attention.append(attended)
+            last = index == len(self.layers) - 1
+            head = cast(DetectionHead, self.heads[min(index, len(self.heads) - 1)])
+            if last or with_auxiliary:
+                predictions.append(head(content, inverse_sigmoid(references)))
+            if self.refine and not last:
+                # Each layer learns a step from the box before it: no gradient through the steps before.
+                boxes = predictions[-1].boxes if with_auxiliary else head.boxes(content, inverse_sigmoid(references))
+                references = boxes.detach()
+        return Decoded(tuple(predictions), _stack(attention))
+
+
+def _stack(attention: list[Attended]) -> DecoderAttention | None:
+    if not attention:
+        return None
+    return DecoderAttention(
+        locations=torch.stack([layer.locations.detach() for layer in attention], dim=1),
+        weights=torch.stack([layer.weights.detach() for layer in attention], dim=1),
+    )

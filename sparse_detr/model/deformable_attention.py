@@ -1,0 +1,76 @@
+"""The attention module around the deformable-attention op (Deformable DETR, section 4.1)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparse_detr.ops.deformable_attention import deformable_attention
+from sparse_detr.records import FeaturePyramid, Shapes
+
+
+class Attended(NamedTuple):
+    """What the module found, and where it looked."""
+
+    output: Float[Tensor, "B Q C"]
+    locations: Float[Tensor, "B Q M L P 2"]
+    weights: Float[Tensor, "B Q M L P"]
+
+
+class DeformableAttention(nn.Module):
+    """Each query looks at P points of each level with each head, at offsets from its reference."""
+
+    def __init__(self, channels: int, heads: int, levels: int, points: int) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(channels, heads * levels * points)
+        self.value = nn.Linear(channels, channels)
+        self.output = nn.Linear(channels, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Heads look in M directions, point p at p + 1 cells; even weights (the authors' start)."""
+        angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.points + 1, dtype=torch.float32)
+        bias = directions[:, None, None] * steps[:, None]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(bias.expand(-1, self.levels, -1, -1).flatten())
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for layer in (self.value, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "B Q C"],
+        references: Float[Tensor, "B Q L size"],
+        memory: Float[Tensor, "B T C"],
+        pyramid: FeaturePyramid,
+    ) -> Attended:
+        """Look from `references`, (x, y) or (cx, cy, w, h) relative to each level, at `memory`."""
+        batch, tokens, channels = memory.shape
+        # Masked after the projection, so that padding contributes nothing, not even the bias.
+        value = self.value(memory).masked_fill(pyramid.padding[..., None], 0.0)
+        value = value.view(batch, tokens, self.heads, channels // self.heads)
+        axes = (self.heads, self.levels, self.points)
+        offsets = self.sampling_offsets(queries).unflatten(-1, (*axes, 2))
+        weights = self.attention_weights(queries).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, axes[1:])
+        locations = self._locate(references, offsets, pyramid.shapes)
+        sampled = deformable_attention(value, pyramid.shapes, locations, weights)
+        return Attended(self.output(sampled), locations, weights)
+
+    def _locate(self, references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
+        references = references[:, :, None, :, None]
+        if references.shape[-1] == 2:
+            sizes = references.new_tensor([(width, height) for height, width in shapes])
+            return references + offsets / sizes[:, None]
+        return references[..., :2] + offsets / self.points * references[..., 2:] * 0.5

@@ -1,0 +1,34 @@
+"""Sine encodings against the recorded one and their definition."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sparse_detr.model.position_encoding import encode_boxes, encode_places
+
+
+def test_recorded_encoding_with_padding(shared: Path) -> None:
+    core = np.load(shared / "golden" / "core.npz")
+    padding = torch.from_numpy(core["pos_mask"])
+    recorded = torch.from_numpy(core["pos_out"]).flatten(2).transpose(1, 2)
+    image = ~padding.flatten(1)
+    torch.testing.assert_close(encode_places(padding, 256)[image], recorded[image], atol=1e-5, rtol=0)
+
+
+def test_encoding_of_an_image_does_not_depend_on_its_padding() -> None:
+    alone = encode_places(torch.zeros(1, 4, 5, dtype=torch.bool), 32)
+    padding = torch.ones(1, 6, 9, dtype=torch.bool)
+    padding[:, :4, :5] = False
+    padded = encode_places(padding, 32).view(6, 9, 32)[:4, :5].flatten(0, 1)
+    torch.testing.assert_close(padded, alone[0], atol=1e-6, rtol=0)
+
+
+def test_boxes() -> None:
+    encoded = encode_boxes(torch.tensor([[[0.25, 0.5, 0.1, 1.0]]]), 8)
+    assert encoded.shape == (1, 1, 32)
+    angle = 0.1 * 2 * math.pi / 10000 ** (2 / 8)  # third number, channels 2 and 3
+    torch.testing.assert_close(encoded[0, 0, 18:20], torch.tensor([math.sin(angle), math.cos(angle)]))

@@ -1,0 +1,164 @@
+"""The whole detector: what it returns when, and which keep ratios it takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sparse_detr import BackboneConfig, ImageBatch, ModelConfig, Output, SparseDetr
+from sparse_detr.errors import ConfigError
+from sparse_detr.model.build import build_model
+
+CONFIG = ModelConfig(
+    num_classes=4,
+    backbone=BackboneConfig(name="resnet_tiny", norm="group_norm", frozen_stages=0),
+    channels=64,
+    heads=4,
+    encoder_layers=3,
+    decoder_layers=2,
+    feedforward_channels=64,
+    queries=20,
+    keep_ratio=0.3,
+)
+DENSE = replace(CONFIG, keep_ratio=1.0)
+LEARNED = replace(DENSE, query_source="learned", box_refinement=False, encoder_auxiliary_loss=False)
+
+
+def make(config: ModelConfig) -> SparseDetr:
+    torch.manual_seed(0)
+    return build_model(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> SparseDetr:
+    return make(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def batch() -> ImageBatch:
+    torch.manual_seed(1)
+    return ImageBatch.from_list([torch.randn(3, 64, 96), torch.randn(3, 48, 64)])
+
+
+def test_evaluation_returns_detections_and_selection_alone(model: SparseDetr, batch: ImageBatch) -> None:
+    with torch.no_grad():
+        output = model(batch)
+    assert output.logits.shape == (2, 20, 4)
+    assert output.boxes.shape == (2, 20, 4)
+    assert output.shapes == ((8, 12), (4, 6), (2, 3), (1, 2))
+    # 128 and 48 + 12 + 4 + 1 tokens that are image: trunc(0.3 n) + 1.
+    assert output.selection is not None
+    assert output.selection.counts.tolist() == [39, 20]
+    assert output.kept_tokens is not None
+    assert output.kept_tokens.shape == (2, 39)
+    assert output.query_tokens is not None
+    assert output.query_tokens.shape == (2, 20)
+    assert (output.decoder_auxiliary, output.encoder_auxiliary) == ((), ())
+    assert (output.proposals, output.decoder_attention) == (None, None)
+
+
+def test_auxiliary_output_changes_no_detection(model: SparseDetr, batch: ImageBatch) -> None:
+    with torch.no_grad():
+        short, full = model(batch), model(batch, with_auxiliary=True)
+    torch.testing.assert_close(short.logits, full.logits)
+    torch.testing.assert_close(short.boxes, full.boxes)
+    assert len(full.decoder_auxiliary) == 1
+    assert len(full.encoder_auxiliary) == 2
+    assert full.encoder_auxiliary[0].boxes.shape == (2, 39, 4)
+    assert full.proposals is not None
+    assert full.proposals.logits.shape == (2, 128, 4)
+    assert full.decoder_attention is not None
+
+
+def total(output: Output) -> torch.Tensor:
+    sets = [*output.decoder_auxiliary, *output.encoder_auxiliary]
+    if output.proposals is not None:
+        sets.append(output.proposals)
+    parts = [output.logits, output.boxes] + [t for s in sets for t in (s.logits, s.boxes)]
+    if output.selection is not None:
+        parts.append(output.selection.saliency)
+    return torch.stack([(part * torch.randn_like(part)).sum() for part in parts]).sum()
+
+
+@pytest.mark.parametrize("config", [CONFIG, DENSE, LEARNED], ids=["sparse", "dense", "learned"])
+def test_every_parameter_learns(config: ModelConfig, batch: ImageBatch) -> None:
+    model = make(config).train()
+    for module in model.modules():  # heads and offsets start at zero, which would hide a path behind them
+        for parameter in module.parameters(recurse=False):
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+    total(model(batch)).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_dense_model_builds_no_scoring_network(batch: ImageBatch) -> None:
+    model = make(DENSE)
+    assert model.scoring_network is None
+    with torch.no_grad():
+        output = model(batch, with_auxiliary=True)
+    assert output.kept_tokens is None
+    assert output.selection is None
+    assert output.encoder_auxiliary[0].boxes.shape == (2, 128, 4)
+    with pytest.raises(ConfigError, match=r"keep_ratio: 0.5, but this model was built dense"):
+        model(batch, 0.5)
+
+
+def test_sparse_model_at_ratio_one_is_the_dense_model(model: SparseDetr, batch: ImageBatch) -> None:
+    dense = make(DENSE)
+    dense.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("scoring_network")})
+    with torch.no_grad():
+        ours, theirs = model(batch, 1.0), dense(batch)
+    assert ours.kept_tokens is None
+    torch.testing.assert_close(ours.logits, theirs.logits)
+
+
+def test_keep_ratio_of_a_call_wins(model: SparseDetr, batch: ImageBatch) -> None:
+    with torch.no_grad():
+        output = model(batch, 0.6)
+    assert output.selection is not None
+    assert output.selection.counts.tolist() == [77, 40]
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.1, 1.5, float("nan")])
+def test_keep_ratio_outside_is_refused(model: SparseDetr, batch: ImageBatch, ratio: float) -> None:
+    with pytest.raises(ConfigError, match=rf"keep_ratio: {ratio}; give a number in \(0, 1\]"):
+        model(batch, ratio)
+
+
+def test_learned_queries(batch: ImageBatch) -> None:
+    with torch.no_grad():
+        output = make(LEARNED)(batch)
+    assert output.query_tokens is None
+    assert output.boxes.shape == (2, 20, 4)
+
+
+def test_dense_images_of_a_batch_do_not_see_each_other(batch: ImageBatch) -> None:
+    model = make(DENSE)
+    with torch.no_grad():
+        together = model(batch)
+        alone = model(ImageBatch(pixels=batch.pixels[1:], padding=batch.padding[1:]))
+    torch.testing.assert_close(together.logits[1:], alone.logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 31), (1, 200)])
+def test_small_images(model: SparseDetr, size: tuple[int, int]) -> None:
+    with torch.no_grad():
+        output = model(ImageBatch.from_list([torch.randn(3, *size)]))
+    tokens = output.token_padding.shape[1]
+    assert output.boxes.shape == (1, min(20, tokens), 4)
+    assert output.boxes.isfinite().all()
+    assert output.logits.isfinite().all()
+
+
+def test_bfloat16_autocast(model: SparseDetr, batch: ImageBatch) -> None:
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(batch)
+    assert output.boxes.isfinite().all()
+
+
+def test_one_name_for_each_parameter(model: SparseDetr) -> None:
+    pointers = [tensor.data_ptr() for tensor in model.state_dict().values()]
+    assert len(set(pointers)) == len(pointers)
