@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    # Our packages are imported inside the fixtures: this file is read before jaxtyping's import hook is in place.
+    from pipelines.config import RunConfig
+    from pipelines.local_services import LocalS3
+    from pipelines.ray_session import RaySession
+    from sparse_detr.storage import Location
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,3 +27,86 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: recorded tensors and real images lie there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    """A running S3 server with the bucket `tests`; the AWS environment of the whole session points to it."""
+    from pipelines.local_services import local_s3
+
+    with local_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        server.create_bucket("tests")
+        yield server
+
+
+@pytest.fixture
+def store(s3: LocalS3, request: pytest.FixtureRequest) -> Location:
+    """An empty prefix of the session's S3 server for one test."""
+    from sparse_detr.storage import locate
+
+    return locate(f"s3://tests/{re.sub('[^A-Za-z0-9_-]', '-', request.node.name)}-{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A sqlite tracking store, created once: its migrations take about ten seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: LocalS3) -> Iterator[RaySession]:
+    """One local Ray for the whole session, which starts in 10 s; its workers reach the session's S3 server.
+
+    Four logical CPUs whatever the machine has, so that nothing waits for room.
+    """
+    from pipelines.ray_session import ray_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with ray_session(logical_cpus=4) as session:
+            yield session
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few generated 64x64 pictures: `train.json`, `train/` (24) and `val.json`, `val/` (8)."""
+    from sparse_detr.data.shapes import ShapesConfig, write_shapes
+    from sparse_detr.storage import locate
+
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shapes(locate(folder), ShapesConfig(size=64, max_objects=3, min_side=0.25), {"train": 24, "val": 8})
+    return folder
+
+
+@pytest.fixture
+def quick_run(shapes_folder: Path, tmp_path: Path) -> RunConfig:
+    """The recipe `tiny` on those pictures, smaller still: a step takes a fraction of a second."""
+    from pipelines.config import override
+    from pipelines.recipes import get_recipe
+
+    changes = {
+        "data.train_annotations": str(shapes_folder / "train.json"),
+        "data.train_images": str(shapes_folder / "train"),
+        "data.val_annotations": str(shapes_folder / "val.json"),
+        "data.val_images": str(shapes_folder / "val"),
+        "data.short_side": 64,
+        "data.max_side": 64,
+        "data.augment.short_sides": [56, 64],
+        "data.augment.max_side": 64,
+        "data.augment.crop_min": 48,
+        "data.augment.crop_max": 64,
+        "model.channels": 32,
+        "model.heads": 4,
+        "model.feedforward_channels": 64,
+        "model.queries": 12,
+        "training.global_batch": 8,
+        "training.workers": 1,
+        "training.epochs": 2,
+        "training.evaluate_every": 1,
+        "optimizer.warmup_steps": 2,
+        "output": str(tmp_path / "run"),
+        "tracking_uri": "none",
+    }
+    return override(get_recipe("tiny"), changes)

@@ -1,0 +1,47 @@
+"""Takes secrets out of what is written down: parameters, tags, texts and messages."""
+
+from __future__ import annotations
+
+import os
+import re
+
+HIDDEN = "***"
+
+# Not every token: token_scoring_weight and kept_tokens are words of the paper.
+_SECRET_KEY = re.compile(
+    r"secret|passw|credential|(api|access|private|secret|session)[_.-]?key|"
+    r"(^|[_.-])(auth|access|session|bearer|refresh|api)[_.-]?token$|(^|[.])token$",
+    re.IGNORECASE,
+)
+_USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]+@")
+_QUERY = re.compile(
+    r"(?P<name>[?&](?:X-Amz-[A-Za-z-]+|access_key|secret_key|session_token|token|sig|signature|password)=)[^&\s]+",
+    re.IGNORECASE,
+)
+_SECRET_VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "RAY_AUTH_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+)
+_SHORTEST_SECRET = 8
+
+
+def without_secrets(text: str, key: str = "") -> str:
+    """The text with passwords in URIs, signed queries and secrets of the environment replaced by `***`.
+
+    Args:
+        text: any text.
+        key: the name under which it is written down; one that names a credential hides the whole text.
+    """
+    if key and text and _SECRET_KEY.search(key):
+        return HIDDEN
+    text = _USER_INFO.sub(rf"\g<scheme>{HIDDEN}@", text)
+    text = _QUERY.sub(rf"\g<name>{HIDDEN}", text)
+    for name in _SECRET_VARIABLES:
+        value = os.environ.get(name, "")
+        # A shorter one is a placeholder: replacing it would only garble the text.
+        if len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, HIDDEN)
+    return text
