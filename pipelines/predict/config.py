@@ -1,0 +1,98 @@
+"""What detection over a collection of images can be told: shared by predict and evaluate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sparse_detr.errors import ConfigError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with the message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectionConfig:
+    """Which model looks at which images, how, and with how many workers."""
+
+    model: str
+    """Model folder: a path, `file:` or `s3://` URI, as training writes it."""
+    images: str
+    """Folder or `s3://` prefix of the images."""
+    annotations: str | None = None
+    """COCO JSON whose `images` list names the files below `images`; without it every image file there is taken."""
+    keep_ratio: float | None = None
+    """Share of each image's tokens that the encoder updates, in (0, 1]; by default the ratio of the training."""
+    short_side: int = 800
+    """Pixels to which the shorter side is resized; use the size of the training."""
+    max_side: int = 1333
+    """The longer side never gets more pixels than this; it wins over `short_side`."""
+    max_detections: int = 100
+    """At most so many boxes an image, best first."""
+    batch_size: int = 4
+    """Images that pass the model together. Only images of one resized shape do, so the batch pads nothing."""
+    workers: int | None = None
+    """Processes that each hold the model; by default one a GPU, or one a CPU core where there is no GPU."""
+    cpus_per_worker: float = 0.5
+    """CPU cores that Ray books for a worker; less is booked where the cluster is small, so that one stays free."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """`auto` takes GPUs where the Ray cluster has any."""
+    fetch_threads: int = 4
+    """Images that a worker fetches and decodes at the same time, while the model runs."""
+    images_per_block: int = 64
+    """Images of one unit of work, and of one Parquet file: what is redone when a worker dies."""
+
+    def __post_init__(self) -> None:
+        for name in ("model", "images"):
+            require(bool(getattr(self, name)), f"{name}: it is empty; give a folder or an s3:// URI")
+        for name in ("short_side", "max_side", "max_detections", "batch_size", "fetch_threads", "images_per_block"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}: {value}; give a whole number of at least 1")
+        require(
+            self.max_side >= self.short_side,
+            f"max_side: {self.max_side} is less than short_side: {self.short_side}; give at least as much",
+        )
+        require(
+            self.keep_ratio is None or 0.0 < self.keep_ratio <= 1.0,
+            f"keep_ratio: {self.keep_ratio}; give a number in (0, 1], or leave it out",
+        )
+        require(self.workers is None or self.workers >= 1, f"workers: {self.workers}; give at least 1")
+        require(
+            math.isfinite(self.cpus_per_worker) and self.cpus_per_worker > 0,
+            f"cpus_per_worker: {self.cpus_per_worker}; give a number above 0",
+        )
+        require(self.device in ("auto", "cpu", "gpu"), f"device: {self.device!r}; choose auto, cpu or gpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictConfig(DetectionConfig):
+    """Detection into Parquet: one row an image, whatever the image is."""
+
+    output: str
+    """Folder or `s3://` prefix for the results; it must not hold those of another run. On a cluster of several
+    machines a folder must be on a disk that they share, as must `model` and `images`."""
+    score_threshold: float = 0.3
+    """Boxes below this score are left out; 0 keeps all."""
+    overwrite: bool = False
+    """Delete the results that `output` holds, and start anew."""
+    max_error_share: float = 0.5
+    """Stop once more than this share of all images has failed; 1 never stops."""
+    max_errors: int | None = None
+    """Stop once more images than this have failed; by default only the share counts."""
+    coco_results: bool = False
+    """Also write `coco_results.json`, the form that COCO's evaluation reads; needs `annotations` for image ids."""
+
+    def __post_init__(self) -> None:
+        DetectionConfig.__post_init__(self)
+        require(bool(self.output), "output: it is empty; give a folder or an s3:// URI")
+        require(0.0 <= self.score_threshold <= 1.0, f"score_threshold: {self.score_threshold}; give 0 to 1")
+        require(0.0 <= self.max_error_share <= 1.0, f"max_error_share: {self.max_error_share}; give a share, 0 to 1")
+        require(self.max_errors is None or self.max_errors >= 0, f"max_errors: {self.max_errors}; give 0 or more")
+        require(
+            not self.coco_results or self.annotations is not None,
+            "coco_results: True without annotations; image ids come from there, so name a COCO JSON",
+        )

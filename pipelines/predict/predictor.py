@@ -1,0 +1,181 @@
+"""Images in, detections out, in one process: fetch, decode and resize in threads while the model runs.
+
+Decoded pixels never leave the process. An image that cannot be used becomes a result with a failure and
+disturbs no other.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from pipelines.predict.config import DetectionConfig
+from sparse_detr.data.decode import decode_image
+from sparse_detr.data.transforms import EvalTransform
+from sparse_detr.errors import ImageError, StorageError
+from sparse_detr.evaluation.postprocess import postprocess
+from sparse_detr.model.sparse_detr import SparseDetr
+from sparse_detr.records import Detections, ImageBatch
+from sparse_detr.storage import Location
+
+_OPEN_BATCHES = 4
+"""So many batches of resized images may wait for neighbours of their shape before one runs unfilled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFailure:
+    """Why an image has no detections."""
+
+    stage: str
+    """`fetch`, `decode`, `resize` or `model`."""
+    type: str
+    """Class of the exception."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageResult:
+    """What became of one image: detections, or a failure."""
+
+    index: int
+    """Row of the image in the manifest."""
+    key: str
+    size: tuple[int, int] | None = None
+    """(height, width) in pixels; None where it could not be decoded."""
+    detections: Detections | None = None
+    failure: ImageFailure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    index: int
+    key: str
+    size: tuple[int, int]
+    pixels: Tensor
+
+
+class Predictor:
+    """A model with the settings to run it."""
+
+    def __init__(
+        self,
+        model: SparseDetr,
+        config: DetectionConfig,
+        *,
+        score_threshold: float = 0.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Take the model as it is loaded; it is moved to the device and into evaluation mode."""
+        self._model = model.to(device).eval()
+        self._config = config
+        self._threshold = score_threshold
+        self._device = torch.device(device)
+        self._transform = EvalTransform(short_side=config.short_side, max_side=config.max_side)
+        self._threads = ThreadPoolExecutor(config.fetch_threads, thread_name_prefix="fetch")
+
+    def check(self) -> None:
+        """Run the model once on a blank image, so that a setting that cannot work fails here and not on every image.
+
+        Raises:
+            ConfigError: the model cannot run at this keep ratio.
+            ImageError: it cannot run at this size, or gives numbers that are not finite.
+        """
+        side = min(self._config.short_side, 256)
+        blank = _Ready(index=0, key="self-check", size=(side, side), pixels=torch.zeros(3, side, side))
+        (result,) = self._run([blank])
+        if result.failure is not None:
+            raise ImageError(
+                f"model: {result.failure.message} on a blank image of {side} x {side}; check the model, or raise "
+                "short_side"
+            )
+
+    def detect(self, root: Location, indices: Sequence[int], keys: Sequence[str]) -> list[ImageResult]:
+        """One result for every image, in the order given.
+
+        Args:
+            root: folder of the images.
+            indices: number of each image, all different.
+            keys: path of each image below the root.
+        """
+        found: list[ImageResult] = []
+        waiting: dict[tuple[int, ...], list[_Ready]] = {}
+        for item in self._fetched(root, zip(indices, keys, strict=True)):
+            if isinstance(item, ImageResult):
+                found.append(item)
+                continue
+            shape = tuple(item.pixels.shape)
+            waiting.setdefault(shape, []).append(item)
+            if len(waiting[shape]) == self._config.batch_size:
+                found += self._run(waiting.pop(shape))
+            elif sum(map(len, waiting.values())) >= _OPEN_BATCHES * self._config.batch_size:
+                found += self._run(waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
+        for ready in waiting.values():
+            found += self._run(ready)
+        position = {index: place for place, index in enumerate(indices)}
+        return sorted(found, key=lambda result: position[result.index])
+
+    def _fetched(self, root: Location, items: Iterable[tuple[int, str]]) -> Iterator[_Ready | ImageResult]:
+        """The images in order; a few are fetched ahead of the one that is asked for."""
+        ahead: deque[Future[_Ready | ImageResult]] = deque()
+        for index, key in items:
+            ahead.append(self._threads.submit(self._load, root, index, key))
+            if len(ahead) > self._config.fetch_threads + self._config.batch_size:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def _load(self, root: Location, index: int, key: str) -> _Ready | ImageResult:
+        stage, size = "fetch", None
+        try:
+            data = root.child(key).read_bytes()
+            stage = "decode"
+            image = decode_image(data, name=key)
+            stage, size = "resize", (image.shape[0], image.shape[1])
+            return _Ready(index=index, key=key, size=size, pixels=self._resized(image))
+        except (StorageError, ImageError, RuntimeError, MemoryError) as error:
+            return ImageResult(index=index, key=key, size=size, failure=_failure(stage, error))
+
+    def _resized(self, image: UInt8[np.ndarray, "H W 3"]) -> Tensor:
+        pixels, _ = self._transform(image, np.zeros((0, 4)), np.zeros(0, np.int64))
+        return pixels
+
+    def _run(self, images: Sequence[_Ready]) -> list[ImageResult]:
+        """Detections of images of one shape. No padding, so none depends on its neighbours (but for rounding)."""
+        try:
+            found = self._forward(images)
+        except (RuntimeError, ImageError) as error:
+            if len(images) > 1:  # one of them, or their number, is too much: find out which
+                return [result for image in images for result in self._run([image])]
+            failed = images[0]
+            return [ImageResult(index=failed.index, key=failed.key, size=failed.size, failure=_failure("model", error))]
+        return [
+            ImageResult(index=image.index, key=image.key, size=image.size, detections=detections)
+            for image, detections in zip(images, found, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _forward(self, images: Sequence[_Ready]) -> list[Detections]:
+        batch = ImageBatch.from_list([image.pixels for image in images]).to(self._device)
+        output = self._model(batch, keep_ratio=self._config.keep_ratio)
+        if not bool(torch.isfinite(output.logits).all() and torch.isfinite(output.boxes).all()):
+            raise ImageError(f"{images[0].key}: the model's output is not finite; check its weights")
+        found = postprocess(output, [image.size for image in images], limit=self._config.max_detections)
+        return [_above(detections, self._threshold) for detections in found]
+
+
+def _above(detections: Detections, threshold: float) -> Detections:
+    kept = (detections.scores >= threshold).cpu()
+    return Detections(
+        scores=detections.scores.cpu()[kept], labels=detections.labels.cpu()[kept], boxes=detections.boxes.cpu()[kept]
+    )
+
+
+def _failure(stage: str, error: BaseException) -> ImageFailure:
+    return ImageFailure(stage=stage, type=type(error).__name__, message=str(error))

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.evaluate import EvaluateConfig, evaluate, match_categories
+from pipelines.local_services import LocalS3
+from sparse_detr.data.coco import read_coco
+from sparse_detr.data.decode import decode_image
+from sparse_detr.data.transforms import EvalTransform
+from sparse_detr.errors import AnnotationError, ConfigError, ImageError
+from sparse_detr.evaluation.coco_ap import coco_results, evaluate_coco
+from sparse_detr.evaluation.postprocess import postprocess
+from sparse_detr.model.checkpoint import save_model
+from sparse_detr.model.config import BackboneConfig, ModelConfig
+from sparse_detr.model.sparse_detr import SparseDetr
+from sparse_detr.records import Classes, ImageBatch
+from sparse_detr.storage import locate
+
+SHAPES = Classes(names=("disc", "square", "star"), category_ids=(2, 5, 9))
+
+
+def test_classes_of_the_same_ids_and_names_stay() -> None:
+    data = Classes(names=("star", "disc"), category_ids=(9, 2))
+    assert match_categories(SHAPES, 3, data) == {9: 9, 2: 2}
+
+
+def test_classes_that_were_numbered_anew_are_matched_by_name() -> None:
+    data = Classes(names=("disc", "star"), category_ids=(5, 2))
+    assert match_categories(SHAPES, 3, data) == {2: 5, 9: 2}
+
+
+def test_unknown_class_is_refused_and_both_sides_are_named() -> None:
+    with pytest.raises(ConfigError, match="classes cell are not classes of the model, which knows disc, square, star"):
+        match_categories(SHAPES, 3, Classes(names=("disc", "cell"), category_ids=(2, 5)))
+
+
+def test_same_ids_under_other_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match="rbc, wbc, platelets"):
+        match_categories(SHAPES, 3, Classes(names=("rbc", "wbc", "platelets"), category_ids=(2, 5, 9)))
+
+
+def test_model_without_names_gives_raw_ids() -> None:
+    assert match_categories(None, 91, Classes(names=("person", "toothbrush"), category_ids=(1, 90))) == {1: 1, 90: 90}
+    with pytest.raises(ConfigError, match="ids 0 to 79"):
+        match_categories(None, 80, Classes(names=("person", "toothbrush"), category_ids=(1, 90)))
+
+
+@pytest.fixture(scope="module")
+def subset(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Twelve images of COCO, crowd boxes among theirs, with all 80 categories: (annotations, images)."""
+    folder = tmp_path_factory.mktemp("coco")
+    source = shared / "data" / "coco_tiny"
+    data = json.loads((source / "annotations" / "instances_val2017.json").read_text())
+    crowd = {a["image_id"] for a in data["annotations"] if a["iscrowd"]}
+    data["images"] = sorted(data["images"], key=lambda image: image["id"] not in crowd)[:12]
+    ids = {image["id"] for image in data["images"]}
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] in ids]
+    assert any(a["iscrowd"] for a in data["annotations"])
+    (folder / "images").mkdir()
+    for image in data["images"]:
+        found = next(source.rglob(image["file_name"]))
+        (folder / "images" / image["file_name"]).write_bytes(found.read_bytes())
+    (folder / "annotations.json").write_text(json.dumps(data))
+    return folder / "annotations.json", folder / "images"
+
+
+@pytest.fixture(scope="module")
+def coco_model(subset: tuple[Path, Path]) -> SparseDetr:
+    """Untrained; the biases of its class heads differ, so that scores do not tie."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        num_classes=80,
+        backbone=BackboneConfig(name="resnet_tiny", norm="group_norm", frozen_stages=0),
+        channels=64,
+        heads=4,
+        encoder_layers=1,
+        decoder_layers=1,
+        feedforward_channels=64,
+        queries=50,
+        keep_ratio=0.3,
+    )
+    model = SparseDetr(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.shape[0] == 80:
+                parameter.normal_()
+    model.classes = read_coco(str(subset[0])).classes
+    return model.eval()
+
+
+def _one_by_one(config: EvaluateConfig, model: SparseDetr) -> list[dict[str, Any]]:
+    """The same detections without any of the pipeline: each image alone."""
+    transform = EvalTransform(short_side=config.short_side, max_side=config.max_side)
+    index = read_coco(config.annotations)
+    assert model.classes is not None
+    results: list[dict[str, Any]] = []
+    for image in index.images:
+        pixels = decode_image((Path(config.images) / image.file_name).read_bytes(), name=image.file_name)
+        tensor, _ = transform(pixels, np.zeros((0, 4)), np.zeros(0, np.int64))
+        with torch.no_grad():
+            output = model(ImageBatch.from_list([tensor]), config.keep_ratio)
+        (found,) = postprocess(output, [(image.height, image.width)])
+        results += coco_results(image.id, found, model.classes)
+    return results
+
+
+@pytest.fixture(scope="module")
+def config(
+    subset: tuple[Path, Path], coco_model: SparseDetr, tmp_path_factory: pytest.TempPathFactory
+) -> EvaluateConfig:
+    """Some of the model's own findings count as true boxes too, so that its numbers are not zero."""
+    folder = tmp_path_factory.mktemp("model")
+    save_model(str(folder / "model"), coco_model)
+    annotations, images = subset
+    config = EvaluateConfig(
+        model=str(folder / "model"),
+        images=str(images),
+        annotations=str(annotations),
+        short_side=128,
+        max_side=200,
+        workers=2,
+        images_per_block=5,
+    )
+    data = json.loads(annotations.read_text())
+    found = [r for r in _one_by_one(config, coco_model) if min(r["bbox"]) > 2 and r["score"] > 0.6][::7]
+    assert len(found) > 10
+    data["annotations"] += [
+        {**r, "id": 10**9 + i, "iscrowd": 0, "area": r["bbox"][2] * r["bbox"][3]} for i, r in enumerate(found)
+    ]
+    (folder / "annotations.json").write_text(json.dumps(data))
+    return replace(config, annotations=str(folder / "annotations.json"))
+
+
+def test_numbers_equal_those_of_a_plain_loop_from_folder_and_store(
+    config: EvaluateConfig, coco_model: SparseDetr, ray_cluster: object, s3: LocalS3, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    here = evaluate(
+        replace(config, output=str(tmp_path / "here.json")), on_progress=lambda done, total: seen.append((done, total))
+    )
+    expected = _one_by_one(config, coco_model)
+    metrics = evaluate_coco(read_coco(config.annotations).ground_truth(), expected)
+    assert metrics.ap50 > 0.01
+    assert here.metrics.summary() == pytest.approx(metrics.summary(), abs=1e-3)
+    assert (here.images, here.detections, here.keep_ratio) == (12, len(expected), 0.3)
+    assert seen[-1] == (12, 12)
+
+    s3.create_bucket("evaluate")
+    root = locate("s3://evaluate/coco")
+    root.child("images").copy_tree_from(Path(config.images))
+    root.child("annotations.json").write_bytes(Path(config.annotations).read_bytes())
+    stored = replace(
+        config,
+        images=root.child("images").uri,
+        annotations=root.child("annotations.json").uri,
+        output="s3://evaluate/there.json",
+    )
+    there = evaluate(stored)
+    assert there.metrics == here.metrics
+    key = lambda entry: (entry["image_id"], -entry["score"], entry["category_id"], entry["bbox"])  # noqa: E731
+    detections = [
+        sorted(json.loads(locate(uri).read_bytes()), key=key)
+        for uri in (str(tmp_path / "here.json"), "s3://evaluate/there.json")
+    ]
+    assert detections[0] == detections[1]
+
+
+def test_keep_ratio_reaches_the_model(config: EvaluateConfig, coco_model: SparseDetr, ray_cluster: object) -> None:
+    config = replace(config, keep_ratio=0.9)
+    result = evaluate(config)
+    expected = evaluate_coco(read_coco(config.annotations).ground_truth(), _one_by_one(config, coco_model))
+    assert result.keep_ratio == 0.9
+    assert result.metrics.summary() == pytest.approx(expected.summary(), abs=1e-3)
+
+
+def _copy(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
+    for image in Path(config.images).iterdir():
+        (folder / image.name).write_bytes(image.read_bytes())
+    return replace(config, images=str(folder))
+
+
+def test_missing_image_is_refused(config: EvaluateConfig, tmp_path: Path) -> None:
+    config = _copy(config, tmp_path)
+    first = sorted(tmp_path.iterdir())[0]
+    first.unlink()
+    with pytest.raises(AnnotationError, match=first.name):
+        evaluate(config)
+
+
+def test_broken_image_is_refused(config: EvaluateConfig, ray_cluster: object, tmp_path: Path) -> None:
+    config = _copy(config, tmp_path)
+    first = sorted(tmp_path.iterdir())[0]
+    first.write_bytes(first.read_bytes()[:500])
+    with pytest.raises(ImageError, match=first.name):
+        evaluate(config)
+
+
+def test_data_of_other_classes_is_refused(config: EvaluateConfig, tmp_path: Path) -> None:
+    data = json.loads(Path(config.annotations).read_text())
+    data["categories"][0]["name"] = "unicorn"
+    (tmp_path / "other.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match="unicorn"):
+        evaluate(replace(config, annotations=str(tmp_path / "other.json")))
