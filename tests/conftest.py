@@ -99,6 +99,7 @@ def quick_run(shapes_folder: Path, tmp_path: Path) -> RunConfig:
         "data.augment.crop_max": 64,
         "model.channels": 32,
         "model.heads": 4,
+        "model.levels": 3,
         "model.feedforward_channels": 64,
         "model.queries": 12,
         "training.global_batch": 8,

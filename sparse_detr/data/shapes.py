@@ -1,7 +1,7 @@
 """The *shapes* data set: generated pictures with exact boxes, to train and test on without any download.
 
-Five kinds of shapes, of any colour, texture, rim and turn, small to large, overlapping and cut by the border, on
-textured backgrounds with clutter. The same seed gives the same bytes (with the same numpy and Pillow).
+Five kinds of shapes, plain or textured, with or without a rim, leaning, small to large, overlapping and cut by the
+border, on textured backgrounds with clutter. The same seed gives the same bytes (with the same numpy and Pillow).
 """
 
 from __future__ import annotations
@@ -46,9 +46,13 @@ class ShapesConfig:
     """Longest long side of an object, as a share of the picture's side."""
     min_visible: float = 0.5
     """Least share of every object that others and the border leave visible; more hidden ones are not drawn."""
-    clutter: int = 6
+    lean: float = 25.0
+    """How far an object may be turned from the upright, either way, degrees; 180 turns it any way."""
+    plain: float = 0.5
+    """Probability that an object has one colour instead of a texture."""
+    clutter: int = 4
     """Most lines, arcs and specks that belong to no class."""
-    noise: float = 10.0
+    noise: float = 8.0
     """Largest standard deviation of the sensor noise, of 255."""
     jpeg_quality: int = 90
     """Quality of the JPEG files, 1..95."""
@@ -65,6 +69,8 @@ class ShapesConfig:
         _require(self.min_side >= 0.05, "min_side", self.min_side, "at least 0.05")
         _require(self.min_side <= self.max_side <= 1, "max_side", self.max_side, "between min_side and 1")
         _require(0.1 <= self.min_visible <= 1, "min_visible", self.min_visible, "between 0.1 and 1")
+        _require(0 <= self.lean <= 180, "lean", self.lean, "between 0 and 180 degrees")
+        _require(0 <= self.plain <= 1, "plain", self.plain, "between 0 and 1")
         _require(self.clutter >= 0, "clutter", self.clutter, "at least 0")
         _require(0 <= self.noise <= 100, "noise", self.noise, "between 0 and 100")
         _require(1 <= self.jpeg_quality <= 95, "jpeg_quality", self.jpeg_quality, "between 1 and 95")
@@ -194,7 +200,8 @@ def _picture(config: ShapesConfig, rng: np.random.Generator) -> tuple[bytes, tup
     scene = texture(rng, config.size, config.size)
     background = np.asarray(clutter(scene, int(rng.integers(config.clutter + 1)), rng), dtype=np.float32)
     stream = io.BytesIO()
-    finish(paint(background, owner, stamps, rng), config.noise, rng).save(stream, "JPEG", quality=config.jpeg_quality)
+    painted = paint(background, owner, stamps, rng, config.plain)
+    finish(painted, config.noise, rng).save(stream, "JPEG", quality=config.jpeg_quality)
     return stream.getvalue(), objects
 
 
@@ -202,7 +209,7 @@ def _placed(config: ShapesConfig, label: int, rng: np.random.Generator) -> Stamp
     # Evenly over the logarithm: as many small objects as large ones.
     side = config.size * float(np.exp(rng.uniform(np.log(config.min_side), np.log(config.max_side))))
     x, y = (float(value) for value in rng.uniform(0.3 * side, config.size - 0.3 * side, 2))
-    return stamp(config.classes[label], (x, y), side, config.size, rng)
+    return stamp(config.classes[label], (x, y), side, config.size, rng, config.lean)
 
 
 def _leaves_visible(owner: np.ndarray, new: Stamp, others: list[Stamp], least: float) -> bool:

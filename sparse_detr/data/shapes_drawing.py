@@ -49,8 +49,8 @@ class Stamp:
         return slice(self.top, self.top + rows), slice(self.left, self.left + columns)
 
 
-def outline(name: str, rng: np.random.Generator) -> Float[np.ndarray, "points 2"]:
-    """The turned outline of a shape; the longer side of its box is 1, the centre near 0."""
+def outline(name: str, rng: np.random.Generator, lean: float) -> Float[np.ndarray, "points 2"]:
+    """The outline of a shape, up to `lean` degrees off the upright; its box's longer side is 1, the centre near 0."""
     count, inner = {
         "circle": (64, 1.0),
         "ring": (64, 1.0),
@@ -60,7 +60,7 @@ def outline(name: str, rng: np.random.Generator) -> Float[np.ndarray, "points 2"
     }[name]
     angle = np.arange(count) * (2 * np.pi / count)
     radius = np.where(np.arange(count) % 2 == 1, inner, 1.0)
-    turn = rng.uniform(0, 2 * np.pi)
+    turn = -np.pi / 2 + np.radians(rng.uniform(-lean, lean))
     points = np.stack((np.cos(angle), np.sin(angle)), axis=-1) * radius[:, None]
     if name == "square":
         points = points @ _rotation(np.pi / 4)
@@ -68,7 +68,9 @@ def outline(name: str, rng: np.random.Generator) -> Float[np.ndarray, "points 2"
     return turned / float(np.ptp(turned, axis=0).max())
 
 
-def stamp(name: str, centre: tuple[float, float], side: float, size: int, rng: np.random.Generator) -> Stamp | None:
+def stamp(
+    name: str, centre: tuple[float, float], side: float, size: int, rng: np.random.Generator, lean: float = 180.0
+) -> Stamp | None:
     """Draw one object.
 
     Args:
@@ -77,11 +79,12 @@ def stamp(name: str, centre: tuple[float, float], side: float, size: int, rng: n
         side: the longer side of its box, pixels.
         size: height and width of the picture, pixels.
         rng: where chance comes from.
+        lean: how far it may be turned from the upright, either way, degrees.
 
     Returns:
         The stamp; None where nothing of the object is in the picture.
     """
-    points = outline(name, rng) * side
+    points = outline(name, rng, lean) * side
     low = np.floor(points.min(axis=0) + centre).astype(int) - 1
     high = np.ceil(points.max(axis=0) + centre).astype(int) + 1
     width, height = (int(v) * SUPERSAMPLING for v in high - low)
@@ -109,14 +112,16 @@ def paint(
     owner: UInt8[np.ndarray, "big big"],
     stamps: list[Stamp],
     rng: np.random.Generator,
+    plain: float = 0.0,
 ) -> Float32[np.ndarray, "size size 3"]:
-    """Lay textured objects over a background, anti-aliased.
+    """Lay coloured objects over a background, anti-aliased.
 
     Args:
         background: RGB, 0..255.
         owner: 0 where the background is seen, 2i + 1 the fill and 2i + 2 the rim of object i.
         stamps: the objects; only their places are used.
         rng: where colours and textures come from.
+        plain: probability that an object has one colour instead of a texture.
     """
     picture: np.ndarray = background * _coverage(owner == 0)
     for index, placed in enumerate(stamps):
@@ -124,6 +129,8 @@ def paint(
         behind = background[rows, columns].mean(axis=(0, 1))
         own = owner[placed.region]
         fill = texture(rng, own.shape[0] // SUPERSAMPLING, own.shape[1] // SUPERSAMPLING, away_from=behind)
+        if rng.random() < plain:
+            fill[:] = fill[0, 0]
         picture[rows, columns] += fill * _coverage(own == 2 * index + 1)
         rim = own == 2 * index + 2
         if rim.any():

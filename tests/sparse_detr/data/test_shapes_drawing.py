@@ -11,7 +11,7 @@ from sparse_detr.data.shapes_drawing import SHAPE_NAMES, SUPERSAMPLING, clutter,
 @pytest.mark.parametrize("name", SHAPE_NAMES)
 @pytest.mark.parametrize("seed", range(5))
 def test_the_longer_side_of_an_outline_is_one(name: str, seed: int) -> None:
-    points = outline(name, np.random.default_rng(seed))
+    points = outline(name, np.random.default_rng(seed), 180.0)
     assert np.ptp(points, axis=0).max() == pytest.approx(1)
     assert np.ptp(points, axis=0).min() > 0.5
 
@@ -27,7 +27,7 @@ def test_a_stamp_has_the_area_and_the_extent_of_its_outline(name: str, seed: int
     centre, side = (41.3, 37.8), 30.0
     placed = stamp(name, centre, side, 100, np.random.default_rng(seed))
     assert placed is not None
-    points = outline(name, np.random.default_rng(seed)) * side
+    points = outline(name, np.random.default_rng(seed), 180.0) * side
     drawn = placed.mask > 0
     # A small pixel belongs to a shape when its centre does; Pillow gives it those on the edge as well.
     assert drawn.sum() / SUPERSAMPLING**2 == pytest.approx(shoelace(points), rel=0.06)
@@ -37,6 +37,28 @@ def test_a_stamp_has_the_area_and_the_extent_of_its_outline(name: str, seed: int
     found += (placed.left, placed.top, placed.left, placed.top)
     expected = np.concatenate((points.min(0) + centre, points.max(0) + centre))
     assert np.abs(found - expected).max() <= 1.5 / SUPERSAMPLING
+
+
+def test_without_a_lean_a_triangle_stands_on_its_side_with_the_tip_up() -> None:
+    points = outline("triangle", np.random.default_rng(3), 0.0)
+    tip, *base = points[np.argsort(points[:, 1])]
+    assert base[0][1] == pytest.approx(base[1][1], abs=1e-6)
+    assert tip[0] == pytest.approx((base[0][0] + base[1][0]) / 2, abs=1e-6)
+
+
+def test_an_object_is_plain_as_often_as_asked() -> None:
+    rng = np.random.default_rng(0)
+    background = np.full((64, 64, 3), 120.0, np.float32)
+    colours = []
+    for plain in (0.0, 1.0):
+        placed = stamp("square", (32.0, 32.0), 30.0, 64, np.random.default_rng(2), 0.0)
+        assert placed is not None
+        owner = np.zeros((64 * SUPERSAMPLING, 64 * SUPERSAMPLING), np.uint8)
+        owner[placed.region] = placed.mask
+        painted = [paint(background, owner, [placed], rng, plain)[28:36, 28:36].reshape(-1, 3) for _ in range(12)]
+        colours.append(sum(float(np.ptp(patch, axis=0).max()) > 1e-3 for patch in painted))
+    assert colours[0] > 6
+    assert colours[1] == 0
 
 
 def test_a_ring_has_a_hole_and_a_circle_has_none() -> None:
