@@ -1,0 +1,49 @@
+# demo | test | check: each sets up .venv first, when it is not there or out of date.
+#
+#   make demo DEMO="--epochs 4 --images 500"     passes options on to `sparse-detr demo`
+#   make test TEST="-k coco"                     passes options on to pytest
+#   make demo PYTHON=python3.12                  builds .venv with another Python (3.11 or newer)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The pins reach the isolated build environments too: without that, a build would fetch the newest of everything.
+# pip before 25.3 reads PIP_CONSTRAINT there, later ones PIP_BUILD_CONSTRAINT.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test check clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    from nothing to detections, with a report in runs/demo/report.html"
+	@echo "make test    all tests"
+	@echo "make check   format, lint, types, direction of imports"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "sparse-detr needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+		       "Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/sparse-detr demo $(DEMO)
+
+test: $(STAMP)
+	$(BIN)/pytest $(TEST)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

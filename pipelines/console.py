@@ -1,0 +1,64 @@
+"""How values look in a terminal: tables and progress bars of rich. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipelines.connections import Finding, State
+
+_MARKS: dict[State, str] = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[bold red]broken[/]"}
+_SHOWN = 20
+
+
+def error_console() -> Console:
+    """Where messages and progress go."""
+    return Console(stderr=True)
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """The doctor's findings, with the remedy under what needs one."""
+    table = Table(title="sparse-detr doctor", title_justify="left", show_lines=False)
+    table.add_column("what", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    group = ""
+    for finding in findings:
+        if group and finding.group != group:
+            table.add_section()
+        group = finding.group
+        remedy = f"\n[dim]-> {escape(finding.remedy)}[/]" if finding.remedy else ""
+        table.add_row(escape(finding.name), _MARKS[finding.state], escape(finding.value) + remedy)
+    return table
+
+
+def values_table(title: str, values: Mapping[str, object]) -> Table:
+    """Names beside values; numbers to four digits."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        table.add_row(escape(name), f"{value:.4g}" if isinstance(value, float) else escape(str(value)))
+    return table
+
+
+def listing(title: str, lines: Sequence[str]) -> str:
+    """The first lines of a list under its title and length; empty for an empty list."""
+    if not lines:
+        return ""
+    more = [f"  ... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n".join([f"{title}: {len(lines)}", *(f"  {line}" for line in lines[:_SHOWN]), *more])
+
+
+@contextmanager
+def progress_bar(title: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A bar that the yielded function moves: `report(done, total)`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console or error_console()) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,181 @@
+"""What the chapters of the demo found, as the report and as `summary.json`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.config import RunConfig
+from pipelines.demo.collection import IMAGE_SIZE, DemoData
+from pipelines.demo.config import DemoConfig
+from pipelines.predict.run import PredictResult
+from pipelines.redaction import without_secrets
+from pipelines.report import BrokenImage, Example, RatioPoint, Report, Step, Throughput, Trial, duration
+from pipelines.report import Place as ReportPlace
+from pipelines.train import TrainResult
+from sparse_detr.storage import Location
+from tune.report import SweepResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the demo writes."""
+
+    folder: Path
+    store: Location
+    tracking_uri: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chapters:
+    """What the steps found."""
+
+    data: DemoData
+    run: RunConfig
+    """The training run."""
+    trained: TrainResult
+    swept: SweepResult
+    found: PredictResult
+    ratios: tuple[RatioPoint, ...]
+    examples: tuple[Example, ...]
+
+
+def make_summary(place: Place, chapters: Chapters, steps: tuple[Step, ...], total: float) -> dict[str, object]:
+    """The numbers of the run, for machines; URIs without credentials."""
+    best, found = chapters.trained.best, chapters.found
+    return {
+        "seconds": {step.name: round(step.seconds, 2) for step in steps} | {"total": round(total, 2)},
+        "ap": best["ap"],
+        "ap50": best["ap50"],
+        "training": {
+            "epochs": len(chapters.trained.history),
+            "images_per_second": chapters.trained.images_per_second,
+        },
+        "inference": {
+            "images": found.images,
+            "errors": found.errors,
+            "detections": found.detections,
+            "images_per_second": found.images_per_second,
+        },
+        "ratios": [
+            {"keep_ratio": point.keep_ratio, "ap": point.ap, "ap50": point.ap50, "milliseconds": point.milliseconds}
+            for point in chapters.ratios
+        ],
+        "best_trial": _best_trial(chapters.swept),
+        "uris": {
+            "store": place.store.uri,
+            "model": chapters.trained.checkpoint,
+            "detections": found.output,
+            "tracking": without_secrets(place.tracking_uri),
+            "report": str(place.folder / "report.html"),
+            "local_model": str(place.folder / "model"),
+            "local_detections": str(place.folder / "detections"),
+        },
+    }
+
+
+def make_report(config: DemoConfig, place: Place, chapters: Chapters, steps: tuple[Step, ...], total: float) -> Report:
+    """The report's content."""
+    best, found, trained = chapters.trained.best, chapters.found, chapters.trained
+    return Report(
+        title="Sparse DETR, from nothing to detections",
+        subtitle=(
+            f"{config.images:,} training and {config.held_out:,} held-out pictures of {IMAGE_SIZE} x {IMAGE_SIZE}; "
+            f"{os.cpu_count()} CPUs, Python {platform.python_version()}; {time.strftime('%d %B %Y, %H:%M')}"
+        ),
+        headline={
+            "AP on held-out images": f"{best['ap']:.3f}",
+            "AP50 on held-out images": f"{best['ap50']:.3f}",
+            "from nothing to this report": duration(total).replace(" ", "\N{NO-BREAK SPACE}"),
+            "images a second in training": f"{trained.images_per_second:.0f}",
+            "images in the collection": f"{found.images:,}",
+            "of them broken, each with an error row": f"{found.errors:,}",
+        },
+        steps=steps,
+        history=tuple(trained.history),
+        keep_ratio=chapters.run.model.keep_ratio,
+        ratios=chapters.ratios,
+        trials=_trials(chapters.swept),
+        examples=chapters.examples,
+        throughput=_throughput(chapters),
+        broken=tuple(BrokenImage(uri=row.uri, stage=row.stage, message=row.message) for row in found.error_rows),
+        places=_places(place, chapters),
+        commands=_commands(place),
+    )
+
+
+def _best_trial(swept: SweepResult) -> Mapping[str, object]:
+    best = swept.best
+    assert best is not None, "sweep raises where no trial came through"
+    return {"id": best.id, "params": dict(best.params), "ap": best.metrics["ap"], "ap50": best.metrics["ap50"]}
+
+
+def _trials(swept: SweepResult) -> tuple[Trial, ...]:
+    return tuple(
+        Trial(name=_trial_name(trial.id), params=trial.params, metrics=trial.metrics, best=trial is swept.best)
+        for trial in swept.trials
+    )
+
+
+def _trial_name(trial_id: str) -> str:
+    """Tune's `6c7c0_00001` is the second trial."""
+    number = trial_id.rpartition("_")[2]
+    return f"trial {int(number) + 1}" if number.isdigit() else trial_id
+
+
+def _throughput(chapters: Chapters) -> tuple[Throughput, ...]:
+    run, trained, found = chapters.run, chapters.trained, chapters.found
+    epochs = trained.history
+    seconds = sum(row.get("train_seconds", 0.0) for row in epochs)
+    ratio = min(chapters.ratios, key=lambda point: abs(point.keep_ratio - run.model.keep_ratio))
+    return (
+        Throughput(
+            what="Training",
+            note=f"{run.training.workers} workers, {len(epochs)} epochs; evaluation left out",
+            images=round(seconds * trained.images_per_second),
+            seconds=seconds,
+            images_per_second=trained.images_per_second,
+        ),
+        Throughput(
+            what="Inference over the collection",
+            note="from the store into Parquet; start of the workers included",
+            images=found.images,
+            seconds=found.seconds,
+            images_per_second=found.images_per_second,
+        ),
+        Throughput(
+            what="The model alone",
+            note=f"one process, images in memory, keep ratio {ratio.keep_ratio}",
+            images=ratio.images,
+            seconds=ratio.images * ratio.milliseconds / 1000,
+            images_per_second=1000 / ratio.milliseconds,
+        ),
+    )
+
+
+def _places(place: Place, chapters: Chapters) -> tuple[ReportPlace, ...]:
+    rows = {
+        "This folder": str(place.folder),
+        "Model, here": str(place.folder / "model"),
+        "Detections (Parquet), here": str(place.folder / "detections"),
+        "Numbers of this run": str(place.folder / "summary.json"),
+        "Model, in the store": chapters.trained.checkpoint,
+        "Detections, in the store": chapters.found.output,
+        "Image collection, in the store": chapters.data.collection,
+        "MLflow": without_secrets(place.tracking_uri),
+    }
+    return tuple(ReportPlace(what=what, uri=uri) for what, uri in rows.items())
+
+
+def _commands(place: Place) -> dict[str, str]:
+    model = f"--model {place.folder / 'model'} --short-side {IMAGE_SIZE} --max-side {IMAGE_SIZE}"
+    return {
+        "Look at the runs": f"mlflow ui --backend-store-uri {without_secrets(place.tracking_uri)}",
+        "Detect in other images": f"sparse-detr predict {model} --images FOLDER --output runs/mine",
+        "Train on other data": "sparse-detr train --help",
+        "See what is installed": "sparse-detr doctor",
+    }

@@ -1,0 +1,150 @@
+"""The demo's story: servers, data, training, sweep, inference, inspection, report."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from pipelines.console import values_table
+from pipelines.demo import story
+from pipelines.demo.config import DemoConfig
+from pipelines.demo.folder import claim_prefix, claimed_folder
+from pipelines.demo.results import Chapters, Place
+from pipelines.demo.steps import Steps
+from pipelines.local_services import local_s3
+from pipelines.ray_session import ray_session
+from pipelines.report import duration
+from sparse_detr.storage import Location, check_access, locate
+
+_LOCAL_BUCKET = "sparse-detr"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoResult:
+    """What `summary.json` holds, and where the report is."""
+
+    report: Path
+    summary: Mapping[str, object]
+
+
+def run_demo(config: DemoConfig, console: Console) -> DemoResult:
+    """Run the main job from nothing to detections; everything that it started has ended when it returns or raises.
+
+    Raises:
+        OutputExistsError: the output folder, or the prefix in the user's store, holds something that is no demo's.
+        SparseDetrError: anything else that the user can mend.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    started = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(_one_interrupt(console))
+        folder = stack.enter_context(claimed_folder(config.output))
+        stack.enter_context(_native_messages_to(folder / "ray.log"))
+        steps = stack.enter_context(Steps(console, story.STEPS))
+        with steps.step("Store, Ray, MLflow") as bar:
+            store = _open_store(config, folder, stack)
+            session = stack.enter_context(ray_session(quiet=True))
+            tracking = config.tracking_uri or f"sqlite:///{folder / 'mlflow.db'}"
+            place = Place(folder=folder, store=store, tracking_uri=tracking)
+            tracker = stack.enter_context(story.tracked(config, place))
+            bar.note = f"{store.uri}, {session.cpus:g} logical CPUs, {session.gpus:g} GPUs"
+        data = story.make_data(config, place, steps)
+        run = story.training_run(config, place, data)
+        trained = story.run_training(run, tracker, steps)
+        swept = story.run_sweep(config, run, trained, tracker, steps)
+        found = story.run_inference(config, place, data, trained, tracker, steps)
+        ratios, examples = story.inspect_model(config, run, trained, tracker, steps)
+        chapters = Chapters(
+            data=data, run=run, trained=trained, swept=swept, found=found, ratios=ratios, examples=examples
+        )
+        story.write_results(place, config, chapters, tracker, steps)
+        total = time.monotonic() - started
+        summary = story.write_report_and_summary(place, config, chapters, tracker, steps.done, total)
+    _say_goodbye(console, folder / "report.html", summary)
+    return DemoResult(report=folder / "report.html", summary=summary)
+
+
+@contextmanager
+def _one_interrupt(console: Console) -> Iterator[None]:
+    """The first Ctrl-C unwinds; more of them must not keep servers from being stopped."""
+    stopping = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("Stopped; servers and workers have ended.")
+        raise
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _native_messages_to(log: Path) -> Iterator[None]:
+    """What Ray's C++ parts write to the error stream goes to a file; what Python writes there still shows."""
+    sys.stderr.flush()
+    shown, python = os.dup(2), sys.stderr
+    with log.open("ab") as stream:
+        os.dup2(stream.fileno(), 2)
+    with os.fdopen(os.dup(shown), "w", buffering=1) as visible:
+        sys.stderr = visible
+        try:
+            yield
+        finally:
+            sys.stderr = python
+            os.dup2(shown, 2)
+            os.close(shown)
+
+
+def _open_store(config: DemoConfig, folder: Path, stack: ExitStack) -> Location:
+    if config.store is not None:
+        store = locate(config.store)
+        check_access(store, writable=True)
+        claim_prefix(store)
+        return store
+    s3 = stack.enter_context(local_s3(folder / "store"))
+    stack.enter_context(_environment(s3.environment()))
+    s3.create_bucket(_LOCAL_BUCKET)
+    return locate(f"s3://{_LOCAL_BUCKET}/demo")
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the time of the block; Ray's processes inherit them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _say_goodbye(console: Console, report: Path, summary: Mapping[str, object]) -> None:
+    seconds = summary["seconds"]
+    assert isinstance(seconds, dict)
+    shown = {
+        "report": report,
+        "held-out AP": summary["ap"],
+        "held-out AP50": summary["ap50"],
+        "time": duration(seconds["total"]),
+    }
+    console.print(values_table("Done", shown))

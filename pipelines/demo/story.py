@@ -1,0 +1,240 @@
+"""The chapters of the demo, one function each: they wire the verbs together and keep what the report needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines.config import RunConfig
+from pipelines.demo.collection import IMAGE_SIZE, DemoData, upload
+from pipelines.demo.config import DemoConfig
+from pipelines.demo.inspect import Inspection
+from pipelines.demo.results import Chapters, Place, make_report, make_summary
+from pipelines.demo.steps import Bar, Steps
+from pipelines.predict.config import PredictConfig
+from pipelines.predict.run import PredictResult, predict
+from pipelines.progress import StepProgress
+from pipelines.recipes import get_recipe
+from pipelines.report import Example, RatioPoint, Step, write_report
+from pipelines.tracking import Tracker, open_run
+from pipelines.train import TrainResult, train
+from sparse_detr.model.checkpoint import load_model
+from sparse_detr.storage import locate
+from sparse_detr.visualize import panel
+from tune.progress import SweepProgress
+from tune.report import SweepResult
+from tune.search_space import SearchSpace
+from tune.sweep import SweepConfig, sweep
+
+EXPERIMENT = "sparse-detr-demo"
+EXAMPLES = 4
+STEPS = 7
+
+
+@contextmanager
+def tracked(config: DemoConfig, place: Place) -> Iterator[Tracker]:
+    """The demo's own MLflow run, under which all others nest; closed with how the demo ended."""
+    with _closed(open_run(place.tracking_uri, EXPERIMENT, "demo", tags={"verb": "demo"})) as tracker:
+        tracker.params(asdict(config))
+        yield tracker
+
+
+@contextmanager
+def _closed(tracker: Tracker) -> Iterator[Tracker]:
+    """The run ends as FINISHED, as KILLED after Ctrl-C, as FAILED after any other exception."""
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+
+
+def make_data(config: DemoConfig, place: Place, steps: Steps) -> DemoData:
+    """Generate and upload."""
+    with steps.step("Data set") as bar:
+        data = upload(place.store, config, bar.move)
+        bar.note = f"{config.images:,} + {config.held_out:,} images, {config.collection:,} to search, " + (
+            f"{len(data.broken)} broken on purpose"
+        )
+    return data
+
+
+def training_run(config: DemoConfig, place: Place, data: DemoData) -> RunConfig:
+    """The recipe `tiny` on the demo's data."""
+    recipe = get_recipe("tiny")
+    return replace(
+        recipe,
+        name="training",
+        data=replace(
+            recipe.data,
+            train_annotations=data.train_annotations,
+            train_images=data.train_images,
+            val_annotations=data.val_annotations,
+            val_images=data.val_images,
+        ),
+        training=replace(
+            recipe.training,
+            epochs=config.epochs or recipe.training.epochs,
+            evaluate_every=1,
+            workers=config.workers,
+            seed=config.seed,
+        ),
+        output=place.store.child("training").uri,
+        tracking_uri=place.tracking_uri,
+        experiment=EXPERIMENT,
+    )
+
+
+def run_training(run: RunConfig, tracker: Tracker, steps: Steps) -> TrainResult:
+    """Ray Train."""
+    with steps.step("Training") as bar:
+        result = train(run, on_progress=_shown_on(bar), parent_run_id=tracker.run_id)
+        best = result.best
+        bar.note = f"AP {best['ap']:.3f}, AP50 {best['ap50']:.3f}, {result.images_per_second:.0f} images/s"
+    return result
+
+
+def run_sweep(config: DemoConfig, run: RunConfig, trained: TrainResult, tracker: Tracker, steps: Steps) -> SweepResult:
+    """Ray Tune: short trainings that start from the trained model."""
+    with steps.step("Sweep") as bar:
+
+        def show(progress: SweepProgress) -> None:
+            note = f"{progress.finished} of {progress.trials} trials complete"
+            bar.move(progress.epochs_done, progress.epochs, note)
+
+        result = sweep(sweep_config(config, run, trained), on_progress=show, parent_run_id=tracker.run_id)
+        best = result.best
+        assert best is not None, "sweep raises where no trial came through"
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in best.params.items())
+        bar.note = f"{len(result.trials)} trials; best: {shown}, AP {best.metrics['ap']:.3f}"
+    return result
+
+
+def sweep_config(config: DemoConfig, run: RunConfig, trained: TrainResult) -> SweepConfig:
+    """Trials of one worker each, from the trained model, on a part of the images."""
+    place = run.output.rpartition("/")[0]
+    return SweepConfig(
+        run=replace(
+            run,
+            name="keep ratio and encoder loss",
+            data=replace(run.data, train_limit=config.trial_images),
+            optimizer=replace(run.optimizer, lr=run.optimizer.lr / 4, backbone_lr=run.optimizer.backbone_lr / 4),
+            training=replace(
+                run.training,
+                epochs=config.trial_epochs,
+                evaluate_every=config.trial_epochs,
+                workers=1,
+                init_model=trained.checkpoint,
+            ),
+            output=f"{place}/sweep",
+        ),
+        space=SearchSpace(),
+        trials=config.trials,
+    )
+
+
+def run_inference(
+    config: DemoConfig, place: Place, data: DemoData, trained: TrainResult, tracker: Tracker, steps: Steps
+) -> PredictResult:
+    """Ray Data: the collection in the store, into Parquet in the store."""
+    settings = PredictConfig(
+        model=trained.checkpoint,
+        images=data.collection,
+        output=place.store.child("detections").uri,
+        short_side=IMAGE_SIZE,
+        max_side=IMAGE_SIZE,
+        batch_size=16,
+        workers=config.workers,
+        overwrite=True,
+    )
+    with steps.step("Inference") as bar, _closed(tracker.child("inference")) as child:
+        child.params(asdict(settings))
+        result = predict(settings, on_progress=bar.move)
+        counts = ("images", "detections", "errors", "seconds", "images_per_second")
+        child.metrics({name: float(getattr(result, name)) for name in counts}, 0)
+        child.text("\n".join(f"{row.uri}: {row.stage}: {row.message}" for row in result.error_rows), "errors.txt")
+        bar.note = f"{result.images:,} images, {result.detections:,} detections, {result.errors:,} error rows"
+    return result
+
+
+def inspect_model(
+    config: DemoConfig, run: RunConfig, trained: TrainResult, tracker: Tracker, steps: Steps
+) -> tuple[tuple[RatioPoint, ...], tuple[Example, ...]]:
+    """Precision at several keep ratios without training again, and pictures of what the model sees."""
+    with steps.step("Keep ratios, pictures") as bar:
+        data = run.data
+        model = load_model(trained.checkpoint)
+        inspection = Inspection(model, data.val_annotations, data.val_images, side=data.short_side)
+        points = inspection.ratios((*config.ratios, run.model.keep_ratio), bar.move)
+        examples = tuple(inspection.examples(EXAMPLES))
+        for point in points:
+            # Percent as the step: MLflow draws curves over whole steps alone.
+            row = {"ratio/ap": point.ap, "ratio/ap50": point.ap50, "ratio/milliseconds": point.milliseconds}
+            tracker.metrics(row, round(100 * point.keep_ratio))
+        bar.note = ", ".join(f"{point.keep_ratio:g}: AP {point.ap:.3f}" for point in points)
+    return points, examples
+
+
+def write_results(place: Place, config: DemoConfig, chapters: Chapters, tracker: Tracker, steps: Steps) -> None:
+    """Copies of model and detections out of the store, pictures, and the run's numbers in MLflow."""
+    with steps.step("Results") as bar:
+        locate(chapters.trained.checkpoint).download_to(place.folder / "model")
+        locate(chapters.found.output).download_to(place.folder / "detections")
+        pictures = write_pictures(place.folder / "pictures", chapters.examples)
+        best = chapters.trained.best
+        tracker.metrics({"ap": best["ap"], "ap50": best["ap50"], "errors": float(chapters.found.errors)}, 0)
+        tracker.artifact(pictures, "pictures")
+        tracker.model(chapters.trained.checkpoint)
+        bar.note = f"{place.folder / 'report.html'}"
+
+
+def write_pictures(folder: Path, examples: tuple[Example, ...]) -> Path:
+    """Each example as one PNG, and all of them together as `demo.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for example in examples:
+        titles = [title for title, _ in example.pictures]
+        row = panel([pixels for _, pixels in example.pictures], titles, height=300)
+        Image.fromarray(row).save(folder / f"{Path(example.caption).stem}.png")
+        rows.append(row)
+    if rows:
+        Image.fromarray(np.concatenate(rows)).save(folder / "demo.png")
+    return folder
+
+
+def write_report_and_summary(
+    place: Place, config: DemoConfig, chapters: Chapters, tracker: Tracker, steps: tuple[Step, ...], total: float
+) -> dict[str, object]:
+    """`report.html` and `summary.json`, here and in MLflow; returns the summary."""
+    report, summary = place.folder / "report.html", place.folder / "summary.json"
+    values = make_summary(place, chapters, steps, total)
+    summary.write_text(json.dumps(values, indent=2) + "\n")
+    write_report(report, make_report(config, place, chapters, steps, total))
+    for path in (report, summary):
+        tracker.artifact(path)
+    return values
+
+
+def _shown_on(bar: Bar) -> Callable[[StepProgress], None]:
+    """Steps as the bar, loss and last AP beside it."""
+    precision = ""
+
+    def show(progress: StepProgress) -> None:
+        nonlocal precision
+        if "ap" in progress.metrics:
+            precision = f", AP {progress.metrics['ap']:.3f}"
+        loss = f"loss {progress.metrics['loss']:.2f}" if "loss" in progress.metrics else ""
+        note = f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}, {loss}{precision}"
+        bar.move(progress.step, progress.steps, note)
+
+    return show

@@ -1,0 +1,62 @@
+"""Average precision of a model on the held-out images, every rank with its share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sparse_detr.evaluation.coco_ap import CocoMetrics, coco_results, evaluate_coco
+from sparse_detr.evaluation.postprocess import postprocess
+from sparse_detr.records import Batch, Classes
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; its mode comes back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def detect(
+    model: nn.Module, batches: Iterable[Batch], classes: Classes, device: torch.device | str
+) -> list[dict[str, Any]]:
+    """Detections of all images in the batches, as entries of a COCO results file."""
+    results: list[dict[str, Any]] = []
+    with evaluating(model):
+        for batch in batches:
+            found = postprocess(model(batch.images.to(device)), batch.original_sizes)
+            for image_id, detections in zip(batch.image_ids, found, strict=True):
+                results += coco_results(image_id, detections, classes)
+    return results
+
+
+def held_out_metrics(
+    results: list[dict[str, Any]], ground_truth: dict[str, Any], *, world_size: int = 1
+) -> CocoMetrics:
+    """COCO's numbers from the results of all ranks; every rank must call it and gets the same answer."""
+    if world_size == 1:
+        return evaluate_coco(ground_truth, results)
+    shares: list[list[dict[str, Any]]] = [[] for _ in range(world_size)]
+    dist.all_gather_object(shares, results)
+    answer: list[CocoMetrics | None] = [None]
+    if dist.get_rank() == 0:
+        answer = [evaluate_coco(ground_truth, [entry for share in shares for entry in share])]
+    dist.broadcast_object_list(answer, src=0)
+    metrics = answer[0]
+    assert metrics is not None
+    return metrics
+
+
+def flat_metrics(metrics: CocoMetrics) -> dict[str, float]:
+    """COCO's twelve numbers by name; those that the data cannot tell (no object of that size) are left out."""
+    return {name: value for name, value in metrics.summary().items() if value >= 0}

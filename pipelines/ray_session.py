@@ -1,0 +1,107 @@
+"""A Ray to work on: the cluster that RAY_ADDRESS names, or one of this process's own that ends with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+# Ray reads these when it is imported or when it starts its processes, so they are set before.
+_SETTINGS = {
+    # Report of a checkpoint waits for the controller's next poll: 2 s by default, once an epoch and rank.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Without it every line that a worker prints shows twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Importing torch in several workers at once takes long on a small or busy machine.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # The newer output of Ray Tune prints its settings and paths even when told to be silent.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Ray Data otherwise draws its own bars over ours.
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Keep devices visible where an actor asks for no GPU: Ray will do so in future, and warns until told.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaySession:
+    """What the session runs on."""
+
+    address: str
+    """Address of the cluster's head, as Ray knows it."""
+    dashboard: str | None
+    """URL of the dashboard; None where it does not run."""
+    cpus: float
+    """Logical CPUs of the cluster."""
+    gpus: float
+    local: bool
+    """Whether the cluster was started here and ends with the session."""
+
+
+# Ray's switch for laptops that cannot hold a cluster: its local processes then listen on the loopback alone.
+_LOOPBACK_ONLY = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def prepare_environment() -> None:
+    """Settings that must stand before `import ray`; what the user has set stays."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault(*_LOOPBACK_ONLY)
+
+
+@contextmanager
+def ray_session(*, logical_cpus: int | None = None, quiet: bool = False) -> Iterator[RaySession]:
+    """Connect to the cluster of RAY_ADDRESS, or start one here; leave or stop it on every way out.
+
+    A process that is connected already keeps its connection.
+
+    Args:
+        logical_cpus: CPUs that a local Ray believes in; None gives as many as there are, and at least 4: on
+            2 CPUs the actors of Train, Tune and Data would wait for each other for ever.
+        quiet: keep what Ray and its workers print out of this process's output; their logs are on disk all the same.
+    """
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield _describe(local=False)
+        return
+    level = logging.ERROR if quiet else logging.WARNING
+    # Never "auto": a local cluster that another process left behind must not be picked up by chance.
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=not quiet, logging_level=level)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=logical_cpus or max(4, os.cpu_count() or 1),
+            # Ray Train asks the dashboard's state service about its controller.
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=not quiet,
+            logging_level=level,
+        )
+    try:
+        yield _describe(local=not address)
+    finally:
+        ray.shutdown()
+
+
+def _describe(*, local: bool) -> RaySession:
+    import ray
+    from ray._private.worker import get_dashboard_url
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    context = ray.get_runtime_context()
+    url = get_dashboard_url()  # type: ignore[no-untyped-call]
+    return RaySession(
+        address=context.gcs_address,
+        dashboard=f"http://{url}" if url else None,
+        cpus=float(resources.get("CPU", 0)),
+        gpus=float(resources.get("GPU", 0)),
+        local=local,
+    )

@@ -1,0 +1,242 @@
+"""Any verb, sent to a running Ray cluster as a Ray Job: code and environment travel along, logs come back.
+
+Ray asks for a token (Ray 2.60 turns token authentication on by itself). It is read from RAY_AUTH_TOKEN,
+RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, in this order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import logging
+import os
+import shlex
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from sparse_detr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+PACKAGES = ("sparse_detr", "pipelines", "tune")
+FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
+_CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+_CONNECT_SECONDS = 10.0
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Where the cluster is."""
+
+    address: str = ""
+    """URL of the cluster's dashboard, such as http://head:8265; unset takes RAY_API_SERVER_ADDRESS."""
+
+    def resolved(self) -> str:
+        """The address, from here or from the environment."""
+        address = self.address or os.environ.get(_ADDRESS_VARIABLE, "")
+        if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
+            raise ConfigError(
+                f"address: {address!r}; give the URL of the cluster's dashboard, such as http://head:8265, "
+                f"or set {_ADDRESS_VARIABLE}"
+            )
+        return address.rstrip("/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitConfig(ClusterConfig):
+    """How the verb travels and where it runs."""
+
+    id: str | None = None
+    """Submission id of the job; unset lets Ray choose one."""
+    environment: tuple[str, ...] = ("AWS_*", "MLFLOW_*")
+    """Names (with * and ?) of the environment variables that travel along. Whoever may use the cluster's job API
+    can read them there; give none where the cluster has its own credentials."""
+    working_dir: Path | None = None
+    """Folder that travels along and that the verb runs in, for the files that its options name."""
+    requirements: Path | None = None
+    """requirements.txt that the cluster installs first, where its machines lack our dependencies."""
+    cpus: float = 0.0
+    """CPUs to reserve for the verb's own process (its workers reserve theirs themselves)."""
+    python: str = "python"
+    """The Python of the cluster's machines that has Ray and our dependencies, as their shell finds it."""
+    detach: bool = False
+    """Return once the job is accepted, without following its logs."""
+
+    def __post_init__(self) -> None:
+        if self.cpus < 0:
+            raise ConfigError(f"cpus: {self.cpus}; give 0 or more")
+        for name in ("working_dir", "requirements"):
+            path = getattr(self, name)
+            if path is not None and not path.exists():
+                raise ConfigError(f"{name}: {path} does not exist")
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the cluster's job API.
+
+    Raises:
+        ConfigError: nothing answers at the address within 10 seconds, the token is missing or refused, or the
+            cluster's Ray is too old.
+    """
+    _require_listener(address)
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        # RAY_ADDRESS and RAY_API_SERVER_ADDRESS would win over the argument.
+        with _environment({_ADDRESS_VARIABLE: address}):
+            return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ConfigError(
+            f"address: {address} refuses the token; put the cluster's token into RAY_AUTH_TOKEN, or its path into "
+            "RAY_AUTH_TOKEN_PATH (`ray get-auth-token` prints it on the cluster's head)"
+        ) from error
+    except (ConnectionError, RuntimeError) as error:
+        raise ConfigError(f"address: {address} is no Ray job API: {error}") from error
+
+
+def submit(config: SubmitConfig, command: Sequence[str]) -> tuple[JobSubmissionClient, str]:
+    """Send `sparse-detr COMMAND` to the cluster; returns the client and the job's id.
+
+    Raises:
+        ConfigError: no verb is given, or the cluster cannot be reached, or refuses the job.
+    """
+    if not command:
+        raise ConfigError("submit: no verb; write it behind two dashes: sparse-detr submit --address URL -- train tiny")
+    client = connect(config.resolved())
+    try:
+        job = client.submit_job(
+            # -P: a checkout in the folder where the cluster was started must not win over the code that travels.
+            entrypoint=shlex.join([config.python, "-P", "-m", "pipelines.cli", *command]),
+            submission_id=config.id,
+            runtime_env=runtime_env(config, os.environ),
+            metadata={"sparse_detr.verb": command[0]},
+            entrypoint_num_cpus=config.cpus or None,
+        )
+    except RuntimeError as error:
+        raise ConfigError(f"submit: the cluster refused the job: {error}") from error
+    return client, job
+
+
+def runtime_env(config: SubmitConfig, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What travels with the job: our packages as they are installed here, chosen variables, the user's folder."""
+    values: dict[str, Any] = {
+        "py_modules": [str(package_folder(name)) for name in PACKAGES],
+        "env_vars": travelling(config.environment, environment),
+        "excludes": ["**/__pycache__/"],
+    }
+    if config.working_dir is not None:
+        values["working_dir"] = str(config.working_dir)
+    if config.requirements is not None:
+        values["pip"] = str(config.requirements)
+    return values
+
+
+def travelling(patterns: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables whose names fit one of the patterns."""
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def package_folder(name: str) -> Path:
+    """The folder that a package is imported from."""
+    spec = find_spec(name)
+    locations = list(spec.submodule_search_locations or ()) if spec else []
+    if not locations:
+        raise ConfigError(f"{name}: not importable here; install sparse-detr before submitting it")
+    return Path(locations[0])
+
+
+def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> int:
+    """Pass the job's log on until it ends; returns the exit code that stands for its end.
+
+    A connection that breaks is taken up again where it broke off.
+    """
+    shown = 0
+    while True:
+        try:
+            shown += asyncio.run(_tail(client, job, write, skip=shown))
+        except RuntimeError as error:
+            write(f"\n(the log's connection broke: {error}; connecting again)\n")
+        if job_status(client, job) in FINISHED:
+            return exit_code(client, job)
+
+
+async def _tail(client: JobSubmissionClient, job: str, write: Callable[[str], None], *, skip: int) -> int:
+    """Write the log from character `skip` on; returns how many characters were new."""
+    new = 0
+    async for chunk in client.tail_job_logs(job):
+        fresh = chunk[skip:]
+        skip = max(0, skip - len(chunk))
+        new += len(fresh)
+        write(fresh)
+    return new
+
+
+def job_status(client: JobSubmissionClient, job: str) -> str:
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+
+    Raises:
+        ConfigError: the cluster knows no such job.
+    """
+    try:
+        return str(client.get_job_status(job).value)
+    except RuntimeError as error:
+        raise ConfigError(f"job: {job!r} is not known to the cluster: {error}") from error
+
+
+def exit_code(client: JobSubmissionClient, job: str) -> int:
+    """0 while it runs or when it succeeded; the verb's own code when it failed; 130 when it was stopped."""
+    status = job_status(client, job)
+    if status == "STOPPED":
+        return 130
+    if status == "FAILED":
+        return client.get_job_info(job).driver_exit_code or 1
+    return 0
+
+
+def stop(client: JobSubmissionClient, job: str) -> bool:
+    """Ask the job to end; False if it had ended already."""
+    job_status(client, job)
+    return bool(client.stop_job(job))
+
+
+def _require_listener(address: str) -> None:
+    """A refused or silent address is an error within seconds; Ray's own client would wait without end."""
+    parts = urlsplit(address)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(
+            f"address: nothing answers at {address} ({error}); is the cluster up and its dashboard port reachable "
+            "from here?"
+        ) from error
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

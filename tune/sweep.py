@@ -1,0 +1,163 @@
+"""A sweep: several short trainings with Ray Tune, compared by held-out AP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import ray
+import ray.tune
+import ray.tune.search.optuna
+
+from pipelines.config import RunConfig
+from pipelines.ray_session import prepare_environment
+from pipelines.run_data import check_data
+from pipelines.run_parts import absolute, with_classes
+from pipelines.run_tracking import address, open_tracker
+from sparse_detr.config_dict import to_dict
+from sparse_detr.errors import ConfigError, OutputExistsError, SparseDetrError
+from sparse_detr.storage import Location, check_access, locate
+from tune.progress import OnSweepProgress, SweepCallback
+from tune.report import SweepResult, collect, write_report
+from tune.search_space import Params, SearchSpace
+from tune.trial import TrialTask, run_trial
+
+DRIVER_CPUS = 0.01
+"""What a trial itself takes when its workers are Ray Train's; Tune refuses 0."""
+METRIC = "ap"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """A sweep as the command line sees it."""
+
+    run: RunConfig
+    """What every trial does, but for its own parameters. Set `run.training.init_model` to fine-tune a trained model,
+    `run.training.epochs` and `run.data.train_limit` to keep trials short."""
+    space: SearchSpace = field(default_factory=SearchSpace)
+    """What is varied."""
+    trials: int = 4
+    """How many trainings."""
+    method: Literal["grid", "optuna"] = "grid"
+    """`grid` walks through the combinations, `optuna` draws from them by what earlier trials found."""
+    concurrent: int = 2
+    """Trials at the same time; fewer where the cluster has no room."""
+
+    def __post_init__(self) -> None:
+        if self.method not in ("grid", "optuna"):
+            raise ConfigError(f"method: {self.method!r} is not known; choose grid or optuna")
+        for name in ("trials", "concurrent"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)}; give at least 1")
+        if self.method == "grid":
+            self.space.grid(self.trials)
+
+
+def sweep(
+    config: SweepConfig, *, on_progress: OnSweepProgress | None = None, parent_run_id: str | None = None
+) -> SweepResult:
+    """Run all trials on the Ray that this process is connected to; a trial that breaks is listed with its error.
+
+    Every trial writes to `run.output/trials/<id>`; `run.output/sweep.json` holds the comparison.
+
+    Raises:
+        ConfigError: a trial alone is too large for the cluster, or the data or the config is wrong.
+        OutputExistsError: `run.output` holds another sweep and `run.existing` is `refuse`.
+        SparseDetrError: every trial broke.
+    """
+    prepare_environment()
+    # Ray would take Ctrl-C for itself and go on to the end of the sweep's bookkeeping.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    run = absolute(config.run)
+    output = locate(run.output)
+    check_access(output)
+    run = with_classes(run, check_data(run))
+    room = fitting_trials(run, _cluster())
+    _claim(output, run)
+    with open_tracker(replace(run, name=f"sweep {run.name}"), parent_run_id=parent_run_id) as tracker:
+        task = TrialTask(run=to_dict(replace(run, existing="overwrite")), parent=address(tracker))
+        tuner = _tuner(config, task, output, min(room, config.concurrent), on_progress)
+        result = collect(tuner.fit())
+        write_report(result, output, tracker)
+    if result.best is None:
+        raise SparseDetrError(f"sweep: all {len(result.trials)} trials broke; the first: {result.trials[0].error}")
+    return result
+
+
+def _cluster() -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def trial_resources(run: RunConfig) -> dict[str, float]:
+    """What Tune reserves for a trial itself: everything where it trains in its own process, next to nothing where
+    Ray Train reserves the workers."""
+    if run.training.workers > 1:
+        return {"CPU": DRIVER_CPUS}
+    return {"CPU": float(run.training.cpus_per_worker)} | ({"GPU": 1.0} if run.training.use_gpu else {})
+
+
+def fitting_trials(run: RunConfig, cluster: Mapping[str, float]) -> int:
+    """How many trials the cluster holds at once. More would wait for each other's workers for ever.
+
+    Raises:
+        ConfigError: not even one.
+    """
+    training = run.training
+    needs = {"CPU": float(training.workers * training.cpus_per_worker) + (DRIVER_CPUS if training.workers > 1 else 0)}
+    if training.use_gpu:
+        needs["GPU"] = float(training.workers)
+    for kind, need in needs.items():
+        if need > cluster.get(kind, 0):
+            raise ConfigError(
+                f"run.training.workers: one trial takes {need:g} {kind}s, the cluster has {cluster.get(kind, 0):g}; "
+                "lower run.training.workers or run.training.cpus_per_worker, or connect to a larger cluster"
+            )
+    return min(int(cluster[kind] // need) for kind, need in needs.items())
+
+
+def _claim(output: Location, run: RunConfig) -> None:
+    if run.existing == "resume":
+        raise ConfigError("run.existing: 'resume' continues a training; a sweep takes refuse or overwrite")
+    found = [name for name in ("sweep.json", "trials", "tune") if output.child(name).exists()]
+    if found and run.existing == "refuse":
+        raise OutputExistsError(
+            f"run.output: {output.uri} holds another sweep ({', '.join(found)}); choose another output, or set "
+            "run.existing to overwrite"
+        )
+    output.child("sweep.json").delete_file()
+    for name in ("trials", "tune"):
+        output.child(name).delete_dir()
+
+
+def _tuner(
+    config: SweepConfig, task: TrialTask, output: Location, concurrent: int, on_progress: OnSweepProgress | None
+) -> ray.tune.Tuner:
+    trainable = ray.tune.with_resources(ray.tune.with_parameters(run_trial, task=task), trial_resources(config.run))
+    optuna = config.method == "optuna"
+    search = ray.tune.search.optuna.OptunaSearch(seed=config.run.training.seed) if optuna else None
+    return ray.tune.Tuner(
+        trainable,
+        param_space={"params": _choices(config.space) if optuna else ray.tune.grid_search(_grid(config))},
+        tune_config=ray.tune.TuneConfig(
+            metric=METRIC, mode="max", num_samples=config.trials if optuna else 1, max_concurrent_trials=concurrent,
+            search_alg=search,
+        ),
+        run_config=ray.tune.RunConfig(
+            name="tune", storage_path=output.path, storage_filesystem=output.filesystem, verbose=0,
+            callbacks=[SweepCallback(config.trials, config.run.training.epochs, on_progress)],
+        ),
+    )  # fmt: skip
+
+
+def _grid(config: SweepConfig) -> list[Params]:
+    return list(config.space.grid(config.trials))
+
+
+def _choices(space: SearchSpace) -> dict[str, Any]:
+    return {
+        "keep_ratio": ray.tune.choice(list(space.keep_ratio)),
+        "encoder_auxiliary_weight": ray.tune.choice(list(space.encoder_auxiliary_weight)),
+    }
