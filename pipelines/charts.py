@@ -82,7 +82,8 @@ def line_chart(
         if whole_x:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(lines) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines), frameon=False)
+            spacing = {"columnspacing": 1.0, "handlelength": 1.2, "borderaxespad": 0.2}
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines), frameon=False, **spacing)
         return _svg(figure)
 
 

@@ -23,6 +23,7 @@ _TERMS = {
     "loss_giou": "boxes (GIoU)",
     "loss_mask_prediction": "saliency",
 }
+_OVERLAP = {"corr_mask_attn_map_dec_all": "share of decoder attention"}
 _PRECISION = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 
 
@@ -162,6 +163,7 @@ def _charts(report: Report) -> dict[str, Any]:
     """Data URIs of the charts that there is data for; None where there is none."""
     return {
         "loss": _over_epochs(report, _LOSS, "loss"),
+        "overlap": _over_epochs(report, _OVERLAP, "share of decoder attention"),
         "terms": _over_epochs(report, _TERMS, "unweighted loss"),
         "ap": _over_epochs(report, _PRECISION, "held-out precision"),
         "ratio": _ratio_chart(report),

@@ -43,7 +43,7 @@ def test_the_classes_come_from_the_data(quick_run: RunConfig) -> None:
 def test_the_seed_decides_the_first_weights(quick_run: RunConfig) -> None:
     def weight(seed: int) -> torch.Tensor:
         config = with_classes(override(quick_run, {"training.seed": seed}), CLASSES)
-        return initial_model(config, CLASSES)[0].backbone.conv1.weight.detach()
+        return initial_model(config, CLASSES)[0].feature_projection.state_dict()["projections.0.0.weight"]
 
     assert torch.equal(weight(1), weight(1))
     assert not torch.equal(weight(1), weight(2))
