@@ -14,14 +14,9 @@ from typing import Any, Literal
 
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.data.transforms import AugmentConfig
-from sparse_detr.errors import ConfigError
+from sparse_detr.errors import ConfigError, require
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.model.config import ModelConfig
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,20 +45,20 @@ class DataConfig:
     """What each worker keeps in memory after the first read, up to 2 GiB: nothing, files, or decoded images."""
 
     def __post_init__(self) -> None:
-        _require(self.short_side >= 32, f"data.short_side: {self.short_side}; give at least 32 pixels")
-        _require(
+        require(self.short_side >= 32, f"data.short_side: {self.short_side}; give at least 32 pixels")
+        require(
             self.max_side >= self.short_side,
             f"data.max_side: {self.max_side} is below data.short_side: {self.short_side}; give at least as much",
         )
-        _require(
+        require(
             self.cache in ("none", "bytes", "pixels"),
             f"data.cache: {self.cache!r} is not known; choose none, bytes or pixels",
         )
-        _require(
+        require(
             self.train_limit is None or self.train_limit >= 1,
             f"data.train_limit: {self.train_limit}; give at least 1, or leave it out",
         )
-        _require(self.loader_workers >= 0, f"data.loader_workers: {self.loader_workers}; give 0 or more")
+        require(self.loader_workers >= 0, f"data.loader_workers: {self.loader_workers}; give 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,17 +92,17 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "backbone_lr"):
-            _require(getattr(self, name) > 0, f"optimizer.{name}: {getattr(self, name)}; give a number above 0")
+            require(getattr(self, name) > 0, f"optimizer.{name}: {getattr(self, name)}; give a number above 0")
         for name in ("weight_decay", "clip_norm", "warmup_steps", "offsets_factor", "final_factor"):
-            _require(getattr(self, name) >= 0, f"optimizer.{name}: {getattr(self, name)}; give 0 or more")
+            require(getattr(self, name) >= 0, f"optimizer.{name}: {getattr(self, name)}; give 0 or more")
         for value in self.betas:
-            _require(0 <= value < 1, f"optimizer.betas: {self.betas}; give two numbers in [0, 1)")
-        _require(
+            require(0 <= value < 1, f"optimizer.betas: {self.betas}; give two numbers in [0, 1)")
+        require(
             self.schedule in ("step", "cosine"),
             f"optimizer.schedule: {self.schedule!r} is not known; choose step or cosine",
         )
-        _require(self.drop_epoch >= 1, f"optimizer.drop_epoch: {self.drop_epoch}; give at least 1")
-        _require(0 < self.drop_factor <= 1, f"optimizer.drop_factor: {self.drop_factor}; give a number in (0, 1]")
+        require(self.drop_epoch >= 1, f"optimizer.drop_epoch: {self.drop_epoch}; give at least 1")
+        require(0 < self.drop_factor <= 1, f"optimizer.drop_factor: {self.drop_factor}; give a number in (0, 1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,20 +138,20 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch", "workers", "cpus_per_worker", "evaluate_every", "keep_checkpoints"):
-            _require(getattr(self, name) >= 1, f"training.{name}: {getattr(self, name)}; give at least 1")
-        _require(
+            require(getattr(self, name) >= 1, f"training.{name}: {getattr(self, name)}; give at least 1")
+        require(
             self.global_batch % self.workers == 0,
             f"training.global_batch: {self.global_batch} is no multiple of training.workers: {self.workers}; "
             "every worker takes the same share",
         )
-        _require(
+        require(
             self.precision in ("float32", "bfloat16"),
             f"training.precision: {self.precision!r} is not known; choose float32 or bfloat16",
         )
-        _require(0 <= self.ema_decay < 1, f"training.ema_decay: {self.ema_decay}; give a number in [0, 1), 0 for off")
-        _require(self.max_failures >= 0, f"training.max_failures: {self.max_failures}; give 0 or more")
-        _require(self.seed >= 0, f"training.seed: {self.seed}; give 0 or more")
-        _require(
+        require(0 <= self.ema_decay < 1, f"training.ema_decay: {self.ema_decay}; give a number in [0, 1), 0 for off")
+        require(self.max_failures >= 0, f"training.max_failures: {self.max_failures}; give 0 or more")
+        require(self.seed >= 0, f"training.seed: {self.seed}; give 0 or more")
+        require(
             self.init_backbone is None or self.init_model is None,
             f"training.init_backbone: {self.init_backbone!r} with training.init_model: {self.init_model!r}; "
             "the model folder holds a backbone already, so give one of them",
@@ -196,9 +191,9 @@ class RunConfig:
     them, `resume` continues that run from its last checkpoint."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.name.strip()), f"name: {self.name!r}; give the run a name")
-        _require(bool(self.output.strip()), f"output: {self.output!r}; give a folder or s3://bucket/prefix")
-        _require(
+        require(bool(self.name.strip()), f"name: {self.name!r}; give the run a name")
+        require(bool(self.output.strip()), f"output: {self.output!r}; give a folder or s3://bucket/prefix")
+        require(
             self.existing in ("refuse", "overwrite", "resume"),
             f"existing: {self.existing!r} is not known; choose refuse, overwrite or resume",
         )

@@ -21,6 +21,11 @@ def error_console() -> Console:
     return Console(stderr=True)
 
 
+def say(text: str) -> None:
+    """A message as it is: nothing in it is taken for markup."""
+    error_console().print(text, markup=False, highlight=False)
+
+
 def findings_table(findings: Sequence[Finding]) -> Table:
     """The doctor's findings, with the remedy under what needs one."""
     table = Table(title="sparse-detr doctor", title_justify="left", show_lines=False)

@@ -12,7 +12,7 @@ from sparse_detr.data.coco_index import CocoIndex
 from sparse_detr.data.decode import decode_image
 from sparse_detr.data.shapes import ShapesConfig, write_shapes
 from sparse_detr.data.voc import import_voc
-from sparse_detr.errors import ConfigError, ImageError, OutputExistsError
+from sparse_detr.errors import ImageError, OutputExistsError, require
 from sparse_detr.storage import locate
 
 Progress = Callable[[int, int], None]
@@ -56,8 +56,7 @@ class MakeShapesConfig:
 
     def __post_init__(self) -> None:
         for name in ("train", "val"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)}; give at least 1 image")
+            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}; give at least 1 image")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,11 @@ from pipelines.predict.sinks import coco_results
 from pipelines.predict.workers import Work, stream
 from pipelines.ray_session import ray_session
 from sparse_detr.data.coco import read_coco
-from sparse_detr.data.coco_index import CocoIndex, verify_images
-from sparse_detr.errors import ConfigError, ImageError
+from sparse_detr.data.coco_index import CocoIndex, DroppedBox, verify_images
+from sparse_detr.errors import ConfigError, ImageError, OutputExistsError
 from sparse_detr.evaluation.coco_ap import CocoMetrics, evaluate_coco
 from sparse_detr.records import Classes
-from sparse_detr.storage import check_access, locate
+from sparse_detr.storage import Location, check_access, locate
 
 _SHOWN = 5
 
@@ -35,7 +35,9 @@ class EvaluateConfig(DetectionConfig):
     annotations: str
     """COCO JSON with the true boxes of the images below `images`."""
     output: str | None = None
-    """Also write the detections here, as a COCO results file (JSON)."""
+    """Also write the detections to this file (a path or `s3://` URI), as COCO results in JSON."""
+    overwrite: bool = False
+    """Replace the file at `output` where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,8 @@ class EvaluateResult:
 
     metrics: CocoMetrics
     images: int
+    dropped: tuple[DroppedBox, ...]
+    """Bad boxes of the annotations: they do not count as objects."""
     detections: int
     keep_ratio: float
     seconds: float
@@ -58,12 +62,15 @@ def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> 
         AnnotationError: the annotations cannot be read, or name images that are missing.
         ConfigError: the model does not know a class of the data.
         ImageError: an image is broken; a number for the rest would not be the data set's.
-        CheckpointError, StorageError: model or images cannot be used.
+        OutputExistsError: there is a file at `output` already and `overwrite` is False, or a folder.
+        CheckpointError, StorageError: model, annotations, images or output cannot be used.
     """
     started = time.monotonic()
-    index = read_coco(config.annotations)
-    root = locate(config.images)
-    check_access(root)
+    output = None if config.output is None else _checked_output(config.output, overwrite=config.overwrite)
+    annotations, root = locate(config.annotations), locate(config.images)
+    for location in (annotations, root):
+        check_access(location)
+    index = read_coco(annotations.uri)
     verify_images(index, root.uri)
     model = load_checked(config)
     category_of = match_categories(model.classes, model.config.num_classes, index.classes)
@@ -72,12 +79,13 @@ def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> 
     results: list[dict[str, Any]] = []
     for rows in _detect(config, index, on_progress):
         results += translate_results(coco_results(rows), category_of)
-    if config.output is not None:
-        locate(config.output).write_bytes(json.dumps(results, allow_nan=False).encode())
+    if output is not None:
+        output.write_bytes(json.dumps(results, allow_nan=False).encode())
     seconds = time.monotonic() - started
     return EvaluateResult(
         metrics=evaluate_coco(index.ground_truth(), results),
         images=len(index),
+        dropped=index.dropped,
         detections=len(results),
         keep_ratio=keep_ratio,
         seconds=seconds,
@@ -85,11 +93,22 @@ def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> 
     )
 
 
+def _checked_output(uri: str, *, overwrite: bool) -> Location:
+    output = locate(uri)
+    folder = locate(output.uri.rpartition("/")[0] or "/")
+    check_access(folder, writable=True)
+    if output.is_dir():
+        raise OutputExistsError(f"output: {output.uri} is a folder; name a file in it")
+    if output.exists() and not overwrite:
+        raise OutputExistsError(f"output: {output.uri} exists; choose another file, or give overwrite to replace it")
+    return output
+
+
 def match_categories(model: Classes | None, num_classes: int, data: Classes) -> dict[int, int]:
     """Category ids as the model gives them -> category ids of the data; ids that only the model knows are left out.
 
     Classes are matched by id and name where both agree, else by name (a data set that was numbered anew). A model
-    without class names, as from the authors' checkpoints, gives raw category ids.
+    without class names gives raw category ids.
 
     Raises:
         ConfigError: a class of the data is not among the model's; names both.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 # Ray reads these when it is imported or when it starts its processes, so they are set before.
 _SETTINGS = {
@@ -23,6 +24,8 @@ _SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Keep devices visible where an actor asks for no GPU: Ray will do so in future, and warns until told.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A trial reports every epoch, and not every epoch is evaluated: Tune would stop the sweep for want of an AP.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
 
 
@@ -41,16 +44,42 @@ class RaySession:
     """Whether the cluster was started here and ends with the session."""
 
 
-# Ray's switch for laptops that cannot hold a cluster: its local processes then listen on the loopback alone.
-_LOOPBACK_ONLY = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+_LOOPBACK_ONLY = {
+    # Ray's switch for laptops that cannot hold a cluster: its local processes then listen on the loopback alone.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Otherwise gloo listens on the address that the host's name stands for.
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def prepare_environment() -> None:
-    """Settings that must stand before `import ray`; what the user has set stays."""
+    """Settings that must stand before `import ray`; what the user has set stays.
+
+    Without RAY_ADDRESS everything that Ray and gloo open listens on the loopback alone. One socket does not: the
+    TCPStore by which the workers of a training find each other. torch binds it to all addresses, on a free port, as
+    long as the training runs, and has no setting for it; keep the ports of the machine behind a firewall.
+    """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault(*_LOOPBACK_ONLY)
+        for name, value in _LOOPBACK_ONLY.items():
+            os.environ.setdefault(name, value)
+
+
+def available_cpus(quota: Path = _QUOTA) -> int:
+    """CPUs that this process may use, at least 1: those that it is bound to, and no more than its container gets.
+
+    Args:
+        quota: the container's `cpu.max` (cgroup v2): "<microseconds of CPU time, or max> <in so many microseconds>".
+    """
+    bound = len(os.sched_getaffinity(0))
+    try:
+        time, period = quota.read_text().split()
+        return max(1, min(bound, int(time) // int(period)))
+    except (OSError, ValueError):
+        # No such file, as under cgroup v1 or outside of a container, or "max": no limit.
+        return bound
 
 
 @contextmanager
@@ -76,9 +105,10 @@ def ray_session(*, logical_cpus: int | None = None, quiet: bool = False) -> Iter
     if address:
         ray.init(address=address, log_to_driver=not quiet, logging_level=level)
     else:
+        _stay_on_loopback()
         ray.init(
             address="local",
-            num_cpus=logical_cpus or max(4, os.cpu_count() or 1),
+            num_cpus=logical_cpus or max(4, available_cpus()),
             # Ray Train asks the dashboard's state service about its controller.
             include_dashboard=True,
             dashboard_host="127.0.0.1",
@@ -89,6 +119,14 @@ def ray_session(*, logical_cpus: int | None = None, quiet: bool = False) -> Iter
         yield _describe(local=not address)
     finally:
         ray.shutdown()
+
+
+def _stay_on_loopback() -> None:
+    """Ray reads its switch when it is imported, which another module may have done before `prepare_environment`."""
+    from ray._private import ray_constants
+
+    if os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == "0":
+        ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _describe(*, local: bool) -> RaySession:

@@ -13,7 +13,11 @@ _SECRET_KEY = re.compile(
     r"(^|[_.-])(auth|access|session|bearer|refresh|api)[_.-]?token$|(^|[.])token$",
     re.IGNORECASE,
 )
-_USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]+@")
+# Up to the last @ of the URI, because passwords may hold @ and / as they are; a path with an @ is lost by that. Keys
+# in S3 often have one, so there it counts only where user or password stand before the first slash.
+_USER_INFO = re.compile(
+    r"(?P<scheme>s3://(?=[^/\s]*[:@])|(?!s3://)[A-Za-z][A-Za-z0-9+.-]*://(?!/))[^\s\"<>]+@", re.IGNORECASE
+)
 _QUERY = re.compile(
     r"(?P<name>[?&](?:X-Amz-[A-Za-z-]+|access_key|secret_key|session_token|token|sig|signature|password)=)[^&\s]+",
     re.IGNORECASE,

@@ -13,8 +13,11 @@ from sparse_detr.data.coco import CocoIndex, read_coco, verify_images
 from sparse_detr.data.dataset import DetectionDataset, collate
 from sparse_detr.data.sampler import EpochSampler
 from sparse_detr.data.transforms import EvalTransform, TrainTransform
-from sparse_detr.errors import AnnotationError, ConfigError
+from sparse_detr.errors import AnnotationError, require
 from sparse_detr.records import Batch, Classes
+from sparse_detr.storage import check_access, locate
+
+_LOCATIONS = ("train_annotations", "train_images", "val_annotations", "val_images")
 
 
 class TrainBatches(Protocol):
@@ -55,6 +58,19 @@ class _Loader:
         return len(self._loader)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedData:
+    """What `check_data` found."""
+
+    classes: Classes
+    train_images: int
+    """Training images that will be used."""
+    val_images: int
+    """Held-out images."""
+    dropped: tuple[str, ...] = ()
+    """Bad boxes of these images: each with its file and the reason why it was left out."""
+
+
 def read_annotations(data: DataConfig) -> tuple[CocoIndex, CocoIndex]:
     """The training and the held-out annotations, with the same classes.
 
@@ -62,12 +78,10 @@ def read_annotations(data: DataConfig) -> tuple[CocoIndex, CocoIndex]:
         ConfigError: a location is not set.
         AnnotationError: a file is not what it claims to be, or the two declare different classes.
     """
-    for name in ("train_annotations", "train_images", "val_annotations", "val_images"):
-        if not getattr(data, name):
-            raise ConfigError(f"data.{name}: not set; give a path or s3:// URI")
+    _require_locations(data)
     train, val = read_coco(data.train_annotations), read_coco(data.val_annotations)
     if data.train_limit is not None:
-        train = replace(train, images=train.images[: data.train_limit])
+        train = _first_images(train, data.train_limit)
     if train.classes != val.classes:
         raise AnnotationError(
             f"{data.val_annotations}: classes {val.classes.names} are not those of {data.train_annotations}, "
@@ -76,21 +90,44 @@ def read_annotations(data: DataConfig) -> tuple[CocoIndex, CocoIndex]:
     return train, val
 
 
-def check_data(config: RunConfig) -> Classes:
-    """Read the annotations and look for every image, before any worker starts; return the classes.
+def _require_locations(data: DataConfig) -> None:
+    for name in _LOCATIONS:
+        require(bool(getattr(data, name)), f"data.{name}: not set; give a path or s3:// URI")
+
+
+def _first_images(index: CocoIndex, limit: int) -> CocoIndex:
+    images = index.images[:limit]
+    names = {image.file_name for image in images}
+    return replace(index, images=images, dropped=tuple(box for box in index.dropped if box.file_name in names))
+
+
+def check_data(config: RunConfig) -> CheckedData:
+    """Read the annotations and look for every image, before any worker starts.
+
+    A store that refuses or says nothing is an error within 15 seconds.
 
     Raises:
         ConfigError, AnnotationError, StorageError: what is wrong with them.
     """
-    train, val = read_annotations(config.data)
-    verify_images(train, config.data.train_images)
-    verify_images(val, config.data.val_images)
-    if len(train.images) < config.training.global_batch:
-        raise ConfigError(
-            f"training.global_batch: {config.training.global_batch} is more than the {len(train.images)} training "
-            "images; give at most that"
-        )
-    return train.classes
+    data, training = config.data, config.training
+    _require_locations(data)
+    for uri in (*(getattr(data, name) for name in _LOCATIONS), training.init_backbone, training.init_model):
+        if uri is not None:
+            check_access(locate(uri))
+    train, val = read_annotations(data)
+    verify_images(train, data.train_images)
+    verify_images(val, data.val_images)
+    require(
+        len(train.images) >= training.global_batch,
+        f"training.global_batch: {training.global_batch} is more than the {len(train.images)} training "
+        "images; give at most that",
+    )
+    return CheckedData(
+        classes=train.classes,
+        train_images=len(train.images),
+        val_images=len(val.images),
+        dropped=tuple(f"{index.source}: {box}" for index in (train, val) for box in index.dropped),
+    )
 
 
 def load_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> RunData:

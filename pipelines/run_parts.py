@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from pipelines.config import RunConfig
 from pipelines.run_data import load_data
+from pipelines.tracking import Tracker
 from pipelines.train_loop import TrainHooks, TrainLoop, seed_everything
 from sparse_detr.errors import ConfigError
 from sparse_detr.losses.criterion import Criterion
-from sparse_detr.model.build import build_model
 from sparse_detr.model.checkpoint import load_model
 from sparse_detr.model.pretrained import load_backbone
 from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.records import Classes
+from sparse_detr.records import Classes, ImageSize
 from sparse_detr.storage import locate
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +40,13 @@ class StartReport:
         fresh = f"; fresh: {len(self.fresh)} ({', '.join(stems)})" if self.fresh else ""
         ignored = f"; ignored: {len(self.ignored)}" if self.ignored else ""
         return f"{self.source}: {len(self.loaded)} tensors loaded{fresh}{ignored}"
+
+    def record(self, tracker: Tracker) -> None:
+        """Write the line as a tag of the run, and every name that starts fresh or is ignored as a text."""
+        tracker.tags({"sparse_detr.starting_weights": self.describe()})
+        names = [f"fresh: {name}" for name in self.fresh] + [f"ignored: {name}" for name in self.ignored]
+        if names:
+            tracker.text("\n".join([self.describe(), *names]), "starting_weights.txt")
 
 
 def absolute(config: RunConfig) -> RunConfig:
@@ -86,8 +91,9 @@ def initial_model(config: RunConfig, classes: Classes) -> tuple[SparseDetr, Star
         ConfigError: `init_model` has weights of other shapes, or other classes.
     """
     seed_everything(config.training.seed, 0, 0)
-    model = build_model(config.model)
+    model = SparseDetr(config.model)
     model.classes = classes
+    model.image_size = ImageSize(short_side=config.data.short_side, max_side=config.data.max_side)
     report = StartReport(source=None)
     if config.training.init_backbone is not None:
         found = load_backbone(model, config.training.init_backbone)
@@ -96,7 +102,6 @@ def initial_model(config: RunConfig, classes: Classes) -> tuple[SparseDetr, Star
         )
     if config.training.init_model is not None:
         report = _load_weights(model, config.training.init_model, classes)
-    logger.info("starting weights: %s", report.describe())
     return model, report
 
 
@@ -131,10 +136,13 @@ def build_loop(
     world_size: int = 1,
     device: torch.device | str = "cpu",
     hooks: TrainHooks | None = None,
+    on_weights: Callable[[StartReport], None] | None = None,
 ) -> TrainLoop:
-    """Read the data and put the loop of one rank together."""
+    """Read the data and put the loop of one rank together; `on_weights` is told where its weights come from."""
     data = load_data(config, rank=rank, world_size=world_size)
     config = with_classes(config, data.classes)
-    model, _ = initial_model(config, data.classes)
+    model, weights = initial_model(config, data.classes)
+    if on_weights is not None:
+        on_weights(weights)
     criterion = Criterion(config.loss)
     return TrainLoop(config, model, criterion, data, rank=rank, world_size=world_size, device=device, hooks=hooks)

@@ -6,13 +6,12 @@ RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, in this order.
 
 from __future__ import annotations
 
-import asyncio
 import fnmatch
 import logging
 import os
 import shlex
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 PACKAGES = ("sparse_detr", "pipelines", "tune")
-FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
 _CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _CONNECT_SECONDS = 10.0
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -102,7 +100,7 @@ def connect(address: str) -> JobSubmissionClient:
             f"address: {address} refuses the token; put the cluster's token into RAY_AUTH_TOKEN, or its path into "
             "RAY_AUTH_TOKEN_PATH (`ray get-auth-token` prints it on the cluster's head)"
         ) from error
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise ConfigError(f"address: {address} is no Ray job API: {error}") from error
 
 
@@ -124,7 +122,7 @@ def submit(config: SubmitConfig, command: Sequence[str]) -> tuple[JobSubmissionC
             metadata={"sparse_detr.verb": command[0]},
             entrypoint_num_cpus=config.cpus or None,
         )
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise ConfigError(f"submit: the cluster refused the job: {error}") from error
     return client, job
 
@@ -159,60 +157,6 @@ def package_folder(name: str) -> Path:
     if not locations:
         raise ConfigError(f"{name}: not importable here; install sparse-detr before submitting it")
     return Path(locations[0])
-
-
-def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> int:
-    """Pass the job's log on until it ends; returns the exit code that stands for its end.
-
-    A connection that breaks is taken up again where it broke off.
-    """
-    shown = 0
-    while True:
-        try:
-            shown += asyncio.run(_tail(client, job, write, skip=shown))
-        except RuntimeError as error:
-            write(f"\n(the log's connection broke: {error}; connecting again)\n")
-        if job_status(client, job) in FINISHED:
-            return exit_code(client, job)
-
-
-async def _tail(client: JobSubmissionClient, job: str, write: Callable[[str], None], *, skip: int) -> int:
-    """Write the log from character `skip` on; returns how many characters were new."""
-    new = 0
-    async for chunk in client.tail_job_logs(job):
-        fresh = chunk[skip:]
-        skip = max(0, skip - len(chunk))
-        new += len(fresh)
-        write(fresh)
-    return new
-
-
-def job_status(client: JobSubmissionClient, job: str) -> str:
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-
-    Raises:
-        ConfigError: the cluster knows no such job.
-    """
-    try:
-        return str(client.get_job_status(job).value)
-    except RuntimeError as error:
-        raise ConfigError(f"job: {job!r} is not known to the cluster: {error}") from error
-
-
-def exit_code(client: JobSubmissionClient, job: str) -> int:
-    """0 while it runs or when it succeeded; the verb's own code when it failed; 130 when it was stopped."""
-    status = job_status(client, job)
-    if status == "STOPPED":
-        return 130
-    if status == "FAILED":
-        return client.get_job_info(job).driver_exit_code or 1
-    return 0
-
-
-def stop(client: JobSubmissionClient, job: str) -> bool:
-    """Ask the job to end; False if it had ended already."""
-    job_status(client, job)
-    return bool(client.stop_job(job))
 
 
 def _require_listener(address: str) -> None:

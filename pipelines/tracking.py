@@ -141,20 +141,6 @@ class Tracker:
         """Write a text file among the artifacts, without secrets."""
         self._attempt("text", lambda c: c.log_text(self._id, without_secrets(text), name), FILES_SECONDS)
 
-    def figure(self, figure: Any, name: str) -> None:
-        """Write a matplotlib figure, or a picture file given by its path, as artifact `name`."""
-
-        def write(client: MlflowClient) -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                target = Path(folder) / Path(name).name
-                if isinstance(figure, str | Path):
-                    target.write_bytes(Path(figure).read_bytes())
-                else:
-                    figure.savefig(target)
-                client.log_artifact(self._id, str(target), _folder_of(name))
-
-        self._attempt("figure", write, FILES_SECONDS)
-
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Copy a local file, or all of a local folder, to the artifacts, below `folder`; not searched for secrets."""
 
@@ -265,11 +251,6 @@ def open_run(
     except Exception as error:
         _warn(uri, "open", error)
         return NullTracker()
-
-
-def _folder_of(name: str) -> str | None:
-    folder = str(Path(name).parent)
-    return None if folder == "." else folder
 
 
 def _warn(uri: str, kind: str, error: Exception) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,12 @@ import ray.train
 import ray.train.torch
 
 from pipelines.config import RunConfig
+from pipelines.connections import DriverAccess
 from pipelines.progress import OnProgress, ProgressBoard
 from pipelines.ray_session import prepare_environment
 from pipelines.run_data import check_data
-from pipelines.run_parts import absolute, with_classes
+from pipelines.run_parts import StartReport, absolute, initial_model, with_classes
+from pipelines.run_start import OnStart, RunStart
 from pipelines.run_tracking import address, open_tracker
 from pipelines.tracking import Tracker
 from pipelines.train_output import (
@@ -35,6 +38,7 @@ from pipelines.train_worker import WorkerTask, train_worker
 from sparse_detr import errors
 from sparse_detr.config_dict import to_dict
 from sparse_detr.errors import ConfigError, SparseDetrError
+from sparse_detr.records import Classes
 from sparse_detr.storage import Location, check_access, locate
 
 POLL_SECONDS = 0.3
@@ -52,6 +56,8 @@ class TrainResult:
     """From the call to the result."""
     images_per_second: float
     """Mean training throughput of all workers together, evaluation left out."""
+    start: RunStart
+    """What was found before the first step: data, starting weights."""
     run_id: str | None = None
     """MLflow run."""
 
@@ -64,14 +70,16 @@ class TrainResult:
 def train(
     config: RunConfig,
     *,
+    on_start: OnStart | None = None,
     on_progress: OnProgress | None = None,
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train on the Ray that this process is connected to (see `ray_session`).
 
-    `on_progress` is called in this thread, about three times a second. Ctrl-C leaves at once with
-    KeyboardInterrupt; `ray.shutdown` (or leaving `ray_session`) ends the workers.
+    `on_start` is called before the workers start, with what was found until then, `on_progress` about three times a
+    second, both in this thread. Ctrl-C leaves at once with KeyboardInterrupt; `ray.shutdown` (or leaving
+    `ray_session`) ends the workers.
 
     Args:
         parent_run_id: MLflow run to nest this one under.
@@ -86,11 +94,16 @@ def train(
     config = absolute(config)
     output = locate(config.output)
     check_access(output)
-    config = with_classes(config, check_data(config))
+    data = check_data(config)
+    config = with_classes(config, data.classes)
     require_cluster(config.training.workers, config.training.cpus_per_worker, config.training.use_gpu)
+    start = RunStart(data=data, weights=_starting_weights(config, output, data.classes))
     continued = claim_output(output, config)
+    if on_start is not None:
+        on_start(start)
     with open_tracker(config, parent_run_id=parent_run_id, run_id=continued, tags=tags) as tracker:
         write_run(output, config, tracker.run_id)
+        start.record(tracker)
         history, best = _fit(config, output, tracker, on_progress)
         model = publish_model(output, best)
         tracker.model(model.uri)
@@ -103,8 +116,16 @@ def train(
         history=tuple(history),
         seconds=seconds,
         images_per_second=speed,
+        start=start,
         run_id=tracker.run_id,
     )
+
+
+def _starting_weights(config: RunConfig, output: Location, classes: Classes) -> StartReport | None:
+    """What the workers will start from, found out here, where it can be shown; None where they go on instead."""
+    if config.existing == "resume" and output.child(CHECKPOINTS).exists():
+        return None
+    return initial_model(config, classes)[1]
 
 
 def require_cluster(workers: int, cpus_per_worker: int, use_gpu: bool) -> None:
@@ -135,7 +156,8 @@ def _fit(
 ) -> tuple[list[dict[str, float]], str]:
     """Run the workers to the end; the history, and the folder name of the best checkpoint."""
     board = ray.remote(num_cpus=0)(ProgressBoard).remote()
-    task = WorkerTask(config=to_dict(config), board=board, run=address(tracker))
+    access = DriverAccess(os.environ)
+    task = WorkerTask(config=to_dict(config), board=board, run=address(tracker), access=access)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # Ray forgets that a worker may return something.
         train_loop_config={"task": task},

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.checkpoint import MODEL_FOLDER
 from pipelines.config import RunConfig
+from pipelines.redaction import without_secrets
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.errors import CheckpointError, ConfigError, OutputExistsError
 from sparse_detr.storage import Location
@@ -58,21 +59,38 @@ def _continued(output: Location, config: RunConfig) -> str | None:
         raise CheckpointError(
             f"{output.uri}: {RUN_FILE} is lacking, so this run cannot be resumed; set existing to overwrite"
         )
-    record = json.loads(output.child(RUN_FILE).read_bytes())
-    before = from_dict(RunConfig, record["config"])
+    before, run_id = _read_run(output.child(RUN_FILE))
     for name in ("model", "optimizer"):
         if getattr(before, name) != getattr(config, name):
             raise ConfigError(
                 f"{name}: the run in {output.uri} has another one; resume with the same, or choose another output"
             )
-    run_id = record.get("run_id")
-    return str(run_id) if run_id else None
+    return run_id
+
+
+def _read_run(file: Location) -> tuple[RunConfig, str | None]:
+    content = file.read_bytes()
+    try:
+        record = json.loads(content)
+        run_id = record["run_id"]
+        return from_dict(RunConfig, record["config"]), str(run_id) if run_id else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file.uri}: not what a training writes ({type(error).__name__}: {error}), so this run cannot be resumed; "
+            "set existing to overwrite, or choose another output"
+        ) from error
 
 
 def write_run(output: Location, config: RunConfig, run_id: str | None) -> None:
-    """Say which run the folder belongs to."""
-    record = {"config": to_dict(config), "run_id": run_id}
+    """Say which run the folder belongs to. Passwords, as in a tracking URI, are left out."""
+    record = {"config": _without_secrets(to_dict(config)), "run_id": run_id}
     output.child(RUN_FILE).write_bytes(json.dumps(record, indent=1).encode())
+
+
+def _without_secrets(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _without_secrets(inner, name) for name, inner in value.items()}
+    return without_secrets(value, key) if isinstance(value, str) else value
 
 
 def write_result(output: Location, record: Mapping[str, Any]) -> None:

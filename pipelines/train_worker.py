@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import ray.train.torch
 import torch
 
 from pipelines.config import RunConfig
+from pipelines.connections import DriverAccess
 from pipelines.progress import StepProgress
 from pipelines.run_parts import build_loop
 from pipelines.tracking import NullTracker, Tracker
@@ -37,11 +38,14 @@ UNKNOWN_AP = -1.0
 class WorkerTask:
     """What the driver tells its workers, as plain as Ray can send it."""
 
-    config: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
+    """The run config as a dict. It and `run` may hold a tracking URI with a password, so no text shows them."""
     board: Any
     """Handle of the `ProgressBoard` actor."""
-    run: tuple[str, str] | None
+    run: tuple[str, str] | None = field(repr=False)
     """Tracking URI and id of the MLflow run that rank 0 writes to; None writes to none."""
+    access: DriverAccess
+    """Works by arriving: see there."""
 
 
 def checkpoint_name(epoch: int) -> str:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from pipelines.console import error_console, findings_table, listing, progress_bar, values_table
-from pipelines.doctor import DoctorConfig
+from pipelines.console import error_console, findings_table, listing, progress_bar, say, values_table
 
 if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from pipelines.config import RunConfig
+    from pipelines.data import CheckConfig, ImportVocConfig, MakeShapesConfig
+    from pipelines.doctor import DoctorConfig
+    from pipelines.evaluate import EvaluateConfig
+    from pipelines.predict.config import PredictConfig
     from pipelines.ray_session import RaySession
+    from pipelines.run_start import RunStart
+    from pipelines.submit import SubmitConfig
 
 
 def doctor_verb(config: DoctorConfig) -> int:
@@ -29,7 +37,7 @@ def doctor_verb(config: DoctorConfig) -> int:
     return 0 if healthy(findings) else 1
 
 
-def data_verb(config: Any) -> int:
+def data_verb(config: ImportVocConfig | MakeShapesConfig | CheckConfig) -> int:
     """Make or check a data set; 1 if images are broken."""
     from pipelines.data import CheckConfig, ImportVocConfig, run_check, run_import_voc, run_shapes
 
@@ -50,22 +58,28 @@ def data_verb(config: Any) -> int:
     return 1 if report.broken else 0
 
 
-def train_verb(config: Any) -> int:
+def train_verb(config: RunConfig) -> int:
     """Train, with steps and loss on the progress bar, and show the best epoch and where the model lies."""
     from pipelines.ray_session import ray_session
     from pipelines.train import train
 
     with ray_session() as session, progress_bar("Training") as move:
         _say_where(session)
-        result = train(config, on_progress=lambda progress: move(progress.step, progress.steps))
+        result = train(
+            config,
+            on_start=lambda start: say(start.describe()),
+            on_progress=lambda progress: move(progress.step, progress.steps),
+        )
     best = result.best
     facts = {name: best[name] for name in ("epoch", "loss", "ap", "ap50", "ap75") if name in best}
-    where = {"images/s": result.images_per_second, "seconds": result.seconds, "model": result.checkpoint}
-    Console().print(values_table(f"Best epoch of {len(result.history)}", facts | where | _run_row(result.run_id)))
+    where: dict[str, object] = {"images/s": result.images_per_second, "seconds": result.seconds,
+                                "model": result.checkpoint}  # fmt: skip
+    where |= _start_rows(result.start) | _run_row(result.run_id)
+    Console().print(values_table(f"Best epoch of {len(result.history)}", facts | where))
     return 0
 
 
-def evaluate_verb(config: Any) -> int:
+def evaluate_verb(config: EvaluateConfig) -> int:
     """Evaluate, and show COCO's twelve numbers and the AP of each class."""
     from pipelines.evaluate import evaluate
 
@@ -77,10 +91,13 @@ def evaluate_verb(config: Any) -> int:
     console.print(values_table("COCO", result.metrics.summary()))
     console.print(values_table("AP of each class", dict(result.metrics.per_class)))
     console.print(values_table("Run", facts))
+    if result.dropped:
+        lines = [str(box) for box in result.dropped]
+        console.print(listing("Boxes left out", lines), markup=False, highlight=False)
     return 0
 
 
-def predict_verb(config: Any) -> int:
+def predict_verb(config: PredictConfig) -> int:
     """Detect, and show the counts and the first broken images."""
     from pipelines.predict.run import predict
 
@@ -99,15 +116,19 @@ def predict_verb(config: Any) -> int:
 def _say_where(session: RaySession) -> None:
     kind = "local Ray" if session.local else f"Ray at {session.address}"
     dashboard = f", dashboard {session.dashboard}" if session.dashboard else ""
-    text = f"{kind}: {session.cpus:g} CPUs, {session.gpus:g} GPUs{dashboard}"
-    error_console().print(text, highlight=False, markup=False)
+    say(f"{kind}: {session.cpus:g} CPUs, {session.gpus:g} GPUs{dashboard}")
+
+
+def _start_rows(start: RunStart) -> dict[str, object]:
+    rows: dict[str, object] = {"boxes left out": len(start.data.dropped)}
+    return rows if start.weights is None else rows | {"starting weights": start.weights.describe()}
 
 
 def _run_row(run_id: str | None) -> dict[str, object]:
     return {"MLflow run": run_id} if run_id else {}
 
 
-def submit_verb(config: Any, command: list[str]) -> int:
+def submit_verb(config: SubmitConfig, command: list[str]) -> int:
     """Send a verb; follow its log unless told otherwise."""
     from pipelines import submit
 
@@ -122,30 +143,31 @@ def submit_verb(config: Any, command: list[str]) -> int:
 
 def job_verb(word: str, job: str, address: str) -> int:
     """Status, logs or end of a job."""
-    from pipelines import submit
+    from pipelines.job import exit_code, job_status, stop
+    from pipelines.submit import connect
 
-    client = submit.connect(address)
-    status = submit.job_status(client, job)
+    client = connect(address)
+    status = job_status(client, job)
     if word == "logs":
         return _follow(client, job, address)
     if word == "stop":
-        Console().print("stopping" if submit.stop(client, job) else status)
+        Console().print("stopping" if stop(client, job) else status)
         return 0
     Console().print(status)
-    return submit.exit_code(client, job)
+    return exit_code(client, job)
 
 
-def _follow(client: Any, job: str, address: str) -> int:
-    from pipelines import submit
+def _follow(client: JobSubmissionClient, job: str, address: str) -> int:
+    from pipelines.job import follow, job_status
 
     output, console = Console(), error_console()
     try:
-        code = submit.follow(client, job, lambda text: output.out(text, end="", highlight=False))
+        code = follow(client, job, lambda text: output.out(text, end="", highlight=False))
     except KeyboardInterrupt:
         console.print(f"\nDetached; job [bold]{job}[/] goes on.", highlight=False)
         _say_how_to_follow(console, address, job)
         return 130
-    console.print(f"Job [bold]{job}[/]: {submit.job_status(client, job)}", highlight=False)
+    console.print(f"Job [bold]{job}[/]: {job_status(client, job)}", highlight=False)
     return code
 
 

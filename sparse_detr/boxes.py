@@ -31,17 +31,11 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def paired_giou(a: Float[Tensor, "*n 4"], b: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
-    """Generalised IoU (Rezatofighi et al., 2019) of xyxy boxes, element by element with broadcasting."""
+    """Generalised IoU (Rezatofighi et al., 2019) of xyxy boxes, element by element."""
     intersection, union = _overlap(a, b)
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0)
     enclosing = hull[..., 0] * hull[..., 1]
     return intersection / union - (enclosing - union) / enclosing
-
-
-def pairwise_iou(a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
-    """IoU of every xyxy box of `a` with every one of `b`."""
-    intersection, union = _overlap(a[:, None], b[None])
-    return intersection / union
 
 
 def pairwise_giou(a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:

@@ -25,6 +25,12 @@ class ConfigError(SparseDetrError):
     """A configuration field, or a combination of fields, that cannot work."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with the message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
 class AnnotationError(SparseDetrError):
     """An annotation file that cannot be read as what it claims to be."""
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparse_detr.errors import ConfigError
+from sparse_detr.errors import ConfigError, require
 
 Shapes = tuple[tuple[int, int], ...]
 """(height, width) of every level, fine to coarse."""
@@ -36,8 +36,7 @@ class ImageBatch:
         Raises:
             ConfigError: the list is empty, or an image is not a float tensor of shape `[3, H, W]`.
         """
-        if not images:
-            raise ConfigError("images: the list is empty; give at least one [3, H, W] tensor")
+        require(len(images) > 0, "images: the list is empty; give at least one [3, H, W] tensor")
         for index, image in enumerate(images):
             if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point() or 0 in image.shape:
                 raise ConfigError(
@@ -94,15 +93,34 @@ class Classes:
     category_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.names) != len(self.category_ids):
-            raise ConfigError(
-                f"classes: {len(self.names)} names but {len(self.category_ids)} category ids; give one id a name"
-            )
-        if len(set(self.category_ids)) != len(self.category_ids):
-            raise ConfigError(f"classes.category_ids: {self.category_ids} has an id twice; ids must differ")
+        require(
+            len(self.names) == len(self.category_ids),
+            f"classes: {len(self.names)} names but {len(self.category_ids)} category ids; give one id a name",
+        )
+        require(
+            len(set(self.category_ids)) == len(self.category_ids),
+            f"classes.category_ids: {self.category_ids} has an id twice; ids must differ",
+        )
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSize:
+    """The size that images are resized to before the model sees them."""
+
+    short_side: int
+    """Pixels of the shorter side."""
+    max_side: int
+    """The longer side never gets more pixels than this; it wins over `short_side`."""
+
+    def __post_init__(self) -> None:
+        require(self.short_side >= 1, f"short_side: {self.short_side}; give a whole number of at least 1")
+        require(
+            self.max_side >= self.short_side,
+            f"max_side: {self.max_side} is less than short_side: {self.short_side}; give at least as much",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,13 +66,6 @@ class Location:
         """Whether this is a folder (S3: a prefix of some object)."""
         return bool(self._info().type == fs.FileType.Directory)
 
-    def size(self) -> int:
-        """Bytes of the file."""
-        info = self._info()
-        if info.type != fs.FileType.File:
-            raise StorageError(f"{self.uri}: no such file; check the name")
-        return int(info.size)
-
     def list(self, recursive: bool = False) -> Names:
         """Names below this folder, relative to it, sorted: files and folders, or all files when recursive."""
         with explained(self.uri):

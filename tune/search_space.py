@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from sparse_detr.errors import ConfigError
+from sparse_detr.errors import require
 
 Params = dict[str, float]
 
@@ -29,14 +29,13 @@ class SearchSpace:
     def __post_init__(self) -> None:
         for field in fields(self):
             values = getattr(self, field.name)
-            if not values or len(set(values)) != len(values):
-                raise ConfigError(f"space.{field.name}: {values}; give at least one value, and none twice")
+            distinct = len(values) > 0 and len(set(values)) == len(values)
+            require(distinct, f"space.{field.name}: {values}; give at least one value, and none twice")
         for value in self.keep_ratio:
-            if not 0.0 < value <= 1.0:
-                raise ConfigError(f"space.keep_ratio: {value}; give numbers in (0, 1]")
+            require(0.0 < value <= 1.0, f"space.keep_ratio: {value}; give numbers in (0, 1]")
         for value in self.encoder_auxiliary_weight:
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"space.encoder_auxiliary_weight: {value}; give finite numbers of at least 0")
+            sound = math.isfinite(value) and value >= 0
+            require(sound, f"space.encoder_auxiliary_weight: {value}; give finite numbers of at least 0")
 
     @property
     def size(self) -> int:
@@ -50,8 +49,8 @@ class SearchSpace:
             ConfigError: fewer than 1, or more trials than combinations.
         """
         count = self.size if trials is None else trials
-        if not 1 <= count <= self.size:
-            raise ConfigError(f"trials: {count}; the grid has {self.size} combinations, give 1 to {self.size}")
+        fits = 1 <= count <= self.size
+        require(fits, f"trials: {count}; the grid has {self.size} combinations, give 1 to {self.size}")
         ratios, weights = self.keep_ratio, self.encoder_auxiliary_weight
         cycle = math.lcm(len(ratios), len(weights))
         return tuple(

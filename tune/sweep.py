@@ -12,12 +12,14 @@ import ray.tune
 import ray.tune.search.optuna
 
 from pipelines.config import RunConfig
+from pipelines.connections import DriverAccess
 from pipelines.ray_session import prepare_environment
 from pipelines.run_data import check_data
 from pipelines.run_parts import absolute, with_classes
+from pipelines.run_start import OnStart, RunStart
 from pipelines.run_tracking import address, open_tracker
 from sparse_detr.config_dict import to_dict
-from sparse_detr.errors import ConfigError, OutputExistsError, SparseDetrError
+from sparse_detr.errors import ConfigError, OutputExistsError, SparseDetrError, require
 from sparse_detr.storage import Location, check_access, locate
 from tune.progress import OnSweepProgress, SweepCallback
 from tune.report import SweepResult, collect, write_report
@@ -46,19 +48,23 @@ class SweepConfig:
     """Trials at the same time; fewer where the cluster has no room."""
 
     def __post_init__(self) -> None:
-        if self.method not in ("grid", "optuna"):
-            raise ConfigError(f"method: {self.method!r} is not known; choose grid or optuna")
+        require(self.method in ("grid", "optuna"), f"method: {self.method!r} is not known; choose grid or optuna")
         for name in ("trials", "concurrent"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)}; give at least 1")
+            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}; give at least 1")
         if self.method == "grid":
             self.space.grid(self.trials)
 
 
 def sweep(
-    config: SweepConfig, *, on_progress: OnSweepProgress | None = None, parent_run_id: str | None = None
+    config: SweepConfig,
+    *,
+    on_start: OnStart | None = None,
+    on_progress: OnSweepProgress | None = None,
+    parent_run_id: str | None = None,
 ) -> SweepResult:
     """Run all trials on the Ray that this process is connected to; a trial that breaks is listed with its error.
+
+    `on_start` is called before the first trial, with what was found in the data.
 
     Every trial writes to `run.output/trials/<id>`; `run.output/sweep.json` holds the comparison.
 
@@ -73,11 +79,16 @@ def sweep(
     run = absolute(config.run)
     output = locate(run.output)
     check_access(output)
-    run = with_classes(run, check_data(run))
+    start = RunStart(data=check_data(run))
+    run = with_classes(run, start.data.classes)
     room = fitting_trials(run, _cluster())
     _claim(output, run)
+    if on_start is not None:
+        on_start(start)
     with open_tracker(replace(run, name=f"sweep {run.name}"), parent_run_id=parent_run_id) as tracker:
-        task = TrialTask(run=to_dict(replace(run, existing="overwrite")), parent=address(tracker))
+        start.record(tracker)
+        each, access = to_dict(replace(run, existing="overwrite")), DriverAccess(os.environ)
+        task = TrialTask(run=each, parent=address(tracker), access=access)
         tuner = _tuner(config, task, output, min(room, config.concurrent), on_progress)
         result = collect(tuner.fit())
         write_report(result, output, tracker)
@@ -119,8 +130,7 @@ def fitting_trials(run: RunConfig, cluster: Mapping[str, float]) -> int:
 
 
 def _claim(output: Location, run: RunConfig) -> None:
-    if run.existing == "resume":
-        raise ConfigError("run.existing: 'resume' continues a training; a sweep takes refuse or overwrite")
+    require(run.existing != "resume", "run.existing: 'resume' continues a training; a sweep takes refuse or overwrite")
     found = [name for name in ("sweep.json", "trials", "tune") if output.child(name).exists()]
     if found and run.existing == "refuse":
         raise OutputExistsError(

@@ -7,13 +7,14 @@ starts a Ray Train job of its own, which takes longer to begin.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray.tune
 import torch
 
 from pipelines.config import RunConfig, field_values, override
+from pipelines.connections import DriverAccess
 from pipelines.progress import StepProgress
 from pipelines.run_parts import build_loop
 from pipelines.run_tracking import child_of, closing
@@ -29,10 +30,13 @@ from tune.search_space import as_overrides
 class TrialTask:
     """What is the same for every trial of a sweep."""
 
-    run: dict[str, Any]
-    """The run config that the parameters change, as a dict."""
-    parent: tuple[str, str] | None
+    run: dict[str, Any] = field(repr=False)
+    """The run config that the parameters change, as a dict. It and `parent` may hold a tracking URI with a password,
+    so no text shows them."""
+    parent: tuple[str, str] | None = field(repr=False)
     """Tracking URI and id of the sweep's MLflow run; None records nothing."""
+    access: DriverAccess
+    """Works by arriving: see there."""
 
 
 def trial_config(task: TrialTask, params: Mapping[str, float], trial_id: str) -> RunConfig:
@@ -73,7 +77,8 @@ def run_trial(settings: Mapping[str, Any], task: TrialTask) -> None:
     device = "cuda" if config.training.use_gpu else "cpu"
     with closing(child_of(task.parent, config.name, trial_id)) as tracker:
         tracker.params(field_values(to_dict(config)))
-        build_loop(config, device=device, hooks=TuneHooks(tracker, f"{config.output}/model")).run()
+        hooks = TuneHooks(tracker, f"{config.output}/model")
+        build_loop(config, device=device, hooks=hooks, on_weights=lambda weights: weights.record(tracker)).run()
 
 
 def _run_with_workers(config: RunConfig, task: TrialTask, trial_id: str) -> None:

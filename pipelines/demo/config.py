@@ -17,9 +17,10 @@ class DemoConfig:
     """Folder for everything that the demo leaves behind. What an earlier demo left there is replaced."""
     store: str | None = None
     """`s3://bucket/prefix` of a store that you have (credentials from the usual AWS variables), or a folder; without
-    it a local S3 server runs for the time of the demo, with its data in `output`."""
+    it a local S3 server runs for the time of the demo, with its data in `output`; on the cluster of RAY_ADDRESS it is
+    needed."""
     tracking_uri: str | None = None
-    """MLflow tracking URI; without it a sqlite store in `output`."""
+    """MLflow tracking URI; without it MLFLOW_TRACKING_URI, or a sqlite store in `output`."""
     images: int = 2000
     """Training images to generate."""
     held_out: int = 300

@@ -23,6 +23,7 @@ from pipelines.demo.steps import Steps
 from pipelines.local_services import local_s3
 from pipelines.ray_session import ray_session
 from pipelines.report import duration
+from sparse_detr.errors import ConfigError
 from sparse_detr.storage import Location, check_access, locate
 
 _LOCAL_BUCKET = "sparse-detr"
@@ -41,10 +42,12 @@ def run_demo(config: DemoConfig, console: Console) -> DemoResult:
 
     Raises:
         OutputExistsError: the output folder, or the prefix in the user's store, holds something that is no demo's.
+        ConfigError: RAY_ADDRESS names a cluster, and no store is given that its machines can reach.
         SparseDetrError: anything else that the user can mend.
         KeyboardInterrupt: Ctrl-C.
     """
     started = time.monotonic()
+    require_reachable_store(config)
     with ExitStack() as stack:
         stack.enter_context(_one_interrupt(console))
         folder = stack.enter_context(claimed_folder(config.output))
@@ -53,8 +56,7 @@ def run_demo(config: DemoConfig, console: Console) -> DemoResult:
         with steps.step("Store, Ray, MLflow") as bar:
             store = _open_store(config, folder, stack)
             session = stack.enter_context(ray_session(quiet=True))
-            tracking = config.tracking_uri or f"sqlite:///{folder / 'mlflow.db'}"
-            place = Place(folder=folder, store=store, tracking_uri=tracking)
+            place = Place(folder=folder, store=store, tracking_uri=tracking_uri(config, folder))
             tracker = stack.enter_context(story.tracked(config, place))
             bar.note = f"{store.uri}, {session.cpus:g} logical CPUs, {session.gpus:g} GPUs"
         data = story.make_data(config, place, steps)
@@ -71,6 +73,21 @@ def run_demo(config: DemoConfig, console: Console) -> DemoResult:
         summary = story.write_report_and_summary(place, config, chapters, tracker, steps.done, total)
     _say_goodbye(console, folder / "report.html", summary)
     return DemoResult(report=folder / "report.html", summary=summary)
+
+
+def require_reachable_store(config: DemoConfig) -> None:
+    """Refuse to join a cluster with a store on this machine's loopback, which its other machines cannot reach."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address and config.store is None:
+        raise ConfigError(
+            f"RAY_ADDRESS: {address}, but store is not set, and the demo's own S3 server listens on this machine's "
+            "loopback alone; give --store s3://bucket/prefix, or unset RAY_ADDRESS for a local Ray"
+        )
+
+
+def tracking_uri(config: DemoConfig, folder: Path) -> str:
+    """Where MLflow records: the config's store, the environment's, or one in the demo's folder."""
+    return config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.config import RunConfig
-from pipelines.demo.collection import IMAGE_SIZE, DemoData, upload
+from pipelines.demo.collection import DemoData, upload
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.inspect import Inspection
 from pipelines.demo.results import Chapters, Place, make_report, make_summary
@@ -143,20 +143,24 @@ def sweep_config(config: DemoConfig, run: RunConfig, trained: TrainResult) -> Sw
     )
 
 
+def inference_config(config: DemoConfig, place: Place, data: DemoData, trained: TrainResult) -> PredictConfig:
+    """Detection at the model's own image size. Broken images never stop it: in a small collection they are many."""
+    return PredictConfig(
+        model=trained.checkpoint,
+        images=data.collection,
+        output=place.store.child("detections").uri,
+        batch_size=16,
+        workers=config.workers,
+        overwrite=True,
+        max_error_share=1.0,
+    )
+
+
 def run_inference(
     config: DemoConfig, place: Place, data: DemoData, trained: TrainResult, tracker: Tracker, steps: Steps
 ) -> PredictResult:
     """Ray Data: the collection in the store, into Parquet in the store."""
-    settings = PredictConfig(
-        model=trained.checkpoint,
-        images=data.collection,
-        output=place.store.child("detections").uri,
-        short_side=IMAGE_SIZE,
-        max_side=IMAGE_SIZE,
-        batch_size=16,
-        workers=config.workers,
-        overwrite=True,
-    )
+    settings = inference_config(config, place, data, trained)
     with steps.step("Inference") as bar, _closed(tracker.child("inference")) as child:
         child.params(asdict(settings))
         result = predict(settings, on_progress=bar.move)
@@ -215,13 +219,16 @@ def write_pictures(folder: Path, examples: tuple[Example, ...]) -> Path:
 def write_report_and_summary(
     place: Place, config: DemoConfig, chapters: Chapters, tracker: Tracker, steps: tuple[Step, ...], total: float
 ) -> dict[str, object]:
-    """`report.html` and `summary.json`, here and in MLflow; returns the summary."""
+    """`report.html` and `summary.json`, here and in MLflow; returns the summary.
+
+    The summary comes last and whole: where there is one, the demo went to its end.
+    """
     report, summary = place.folder / "report.html", place.folder / "summary.json"
     values = make_summary(place, chapters, steps, total)
-    summary.write_text(json.dumps(values, indent=2) + "\n")
     write_report(report, make_report(config, place, chapters, steps, total))
-    for path in (report, summary):
-        tracker.artifact(path)
+    tracker.artifact(report)
+    locate(summary).write_bytes(json.dumps(values, indent=2).encode() + b"\n")
+    tracker.artifact(summary)
     return values
 
 

@@ -6,13 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sparse_detr.errors import ConfigError
+from sparse_detr.errors import require
+from sparse_detr.records import ImageSize
 
-
-def require(condition: bool, message: str) -> None:
-    """Raise ConfigError with the message unless the condition holds."""
-    if not condition:
-        raise ConfigError(message)
+_COCO_SIZE = ImageSize(short_side=800, max_side=1333)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +24,12 @@ class DetectionConfig:
     """COCO JSON whose `images` list names the files below `images`; without it every image file there is taken."""
     keep_ratio: float | None = None
     """Share of each image's tokens that the encoder updates, in (0, 1]; by default the ratio of the training."""
-    short_side: int = 800
-    """Pixels to which the shorter side is resized; use the size of the training."""
-    max_side: int = 1333
-    """The longer side never gets more pixels than this; it wins over `short_side`."""
+    short_side: int | None = None
+    """Pixels to which the shorter side is resized; by default the size that the model was evaluated at in training,
+    or 800 where its folder does not tell."""
+    max_side: int | None = None
+    """The longer side never gets more pixels than this; it wins over `short_side`. By default the model's own, or 1333
+    where its folder does not tell."""
     max_detections: int = 100
     """At most so many boxes an image, best first."""
     batch_size: int = 4
@@ -51,11 +50,9 @@ class DetectionConfig:
             require(bool(getattr(self, name)), f"{name}: it is empty; give a folder or an s3:// URI")
         for name in ("short_side", "max_side", "max_detections", "batch_size", "fetch_threads", "images_per_block"):
             value = getattr(self, name)
-            require(value >= 1, f"{name}: {value}; give a whole number of at least 1")
-        require(
-            self.max_side >= self.short_side,
-            f"max_side: {self.max_side} is less than short_side: {self.short_side}; give at least as much",
-        )
+            require(value is None or value >= 1, f"{name}: {value}; give a whole number of at least 1")
+        if self.short_side is not None and self.max_side is not None:
+            self.image_size(None)
         require(
             self.keep_ratio is None or 0.0 < self.keep_ratio <= 1.0,
             f"keep_ratio: {self.keep_ratio}; give a number in (0, 1], or leave it out",
@@ -66,6 +63,15 @@ class DetectionConfig:
             f"cpus_per_worker: {self.cpus_per_worker}; give a number above 0",
         )
         require(self.device in ("auto", "cpu", "gpu"), f"device: {self.device!r}; choose auto, cpu or gpu")
+
+    def image_size(self, own: ImageSize | None) -> ImageSize:
+        """The size to use: what is given here, else the model's own, else the authors' for COCO.
+
+        Raises:
+            ConfigError: the longer side would be less than the shorter one.
+        """
+        own = own or _COCO_SIZE
+        return ImageSize(short_side=self.short_side or own.short_side, max_side=self.max_side or own.max_side)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

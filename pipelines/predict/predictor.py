@@ -72,12 +72,17 @@ class Predictor:
         score_threshold: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Take the model as it is loaded; it is moved to the device and into evaluation mode."""
+        """Take the model as it is loaded; it is moved to the device and into evaluation mode.
+
+        Raises:
+            ConfigError: one side is given, and does not go with the other one of the model's own size.
+        """
         self._model = model.to(device).eval()
         self._config = config
         self._threshold = score_threshold
         self._device = torch.device(device)
-        self._transform = EvalTransform(short_side=config.short_side, max_side=config.max_side)
+        self._size = config.image_size(model.image_size)
+        self._transform = EvalTransform(short_side=self._size.short_side, max_side=self._size.max_side)
         self._threads = ThreadPoolExecutor(config.fetch_threads, thread_name_prefix="fetch")
 
     def check(self) -> None:
@@ -87,7 +92,7 @@ class Predictor:
             ConfigError: the model cannot run at this keep ratio.
             ImageError: it cannot run at this size, or gives numbers that are not finite.
         """
-        side = min(self._config.short_side, 256)
+        side = min(self._size.short_side, 256)
         blank = _Ready(index=0, key="self-check", size=(side, side), pixels=torch.zeros(3, side, side))
         (result,) = self._run([blank])
         if result.failure is not None:

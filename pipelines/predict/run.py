@@ -149,7 +149,7 @@ def load_checked(config: DetectionConfig) -> SparseDetr:
     Raises:
         CheckpointError: the folder holds no model, or a damaged one.
         StorageError: it cannot be reached.
-        ConfigError: the model cannot run at this keep ratio.
+        ConfigError: the model cannot run at this keep ratio or size.
     """
     location = locate(config.model)
     check_access(location)
@@ -164,11 +164,12 @@ def load_checked(config: DetectionConfig) -> SparseDetr:
 
 
 def _fingerprint(config: PredictConfig, model: SparseDetr) -> Fingerprint:
+    size = config.image_size(model.image_size)
     return Fingerprint(
         model_sha256=model_sha256(locate(config.model)),
         keep_ratio=model.config.keep_ratio if config.keep_ratio is None else config.keep_ratio,
-        short_side=config.short_side,
-        max_side=config.max_side,
+        short_side=size.short_side,
+        max_side=size.max_side,
         score_threshold=config.score_threshold,
         max_detections=config.max_detections,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -17,27 +17,16 @@ from typing import Protocol, cast
 import pyarrow as pa
 import torch
 
+from pipelines.connections import DriverAccess
 from pipelines.predict.config import DetectionConfig
 from pipelines.predict.manifest import Manifest
 from pipelines.predict.predictor import Predictor
 from pipelines.predict.sinks import results_table
-from pipelines.ray_session import RaySession
+from pipelines.ray_session import RaySession, available_cpus
 from sparse_detr import errors
 from sparse_detr.errors import ConfigError, SparseDetrError
 from sparse_detr.model.checkpoint import load_model
 from sparse_detr.storage import locate
-
-_STORE_VARIABLES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_EC2_METADATA_DISABLED",
-)
-
 
 Rows = Generator[pa.Table, None, None]
 """Tables as they come; closing it stops those who make them."""
@@ -98,7 +87,7 @@ def plan_pool(config: DetectionConfig, session: RaySession, blocks: int) -> Pool
 def _cores(session: RaySession) -> float:
     """Cores that are really there: a Ray of this machine's own may believe in more CPUs than it has."""
     on_loopback = session.address.startswith("127.")
-    return min(session.cpus, os.cpu_count() or 1) if on_loopback else session.cpus
+    return min(session.cpus, available_cpus()) if on_loopback else session.cpus
 
 
 def stream(manifest: Manifest, work: Work, session: RaySession) -> Rows:
@@ -117,7 +106,7 @@ def stream(manifest: Manifest, work: Work, session: RaySession) -> Rows:
     # Each table is one block and stays one: no read task cuts or joins them.
     found = ray.data.from_arrow(blocks).map_batches(
         Worker,
-        fn_constructor_kwargs={"work": work, "environment": store_environment(), "gpu": bool(pool.gpus)},
+        fn_constructor_kwargs={"work": work, "access": DriverAccess(os.environ), "gpu": bool(pool.gpus)},
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=pool.size),
@@ -154,15 +143,14 @@ def _quiet_ray_data() -> Iterator[None]:
 class Worker:
     """The actor: a model, and a sink for what it finds."""
 
-    def __init__(self, work: Work, environment: Mapping[str, str], gpu: bool) -> None:
+    def __init__(self, work: Work, access: DriverAccess, gpu: bool) -> None:
         """Load the model once.
 
         Args:
             work: what to do.
-            environment: the driver's access to the object store, which this process may lack.
+            access: to the object store, which this process may lack; works by arriving.
             gpu: whether this worker has a GPU to itself.
         """
-        os.environ.update(environment)
         torch.set_num_threads(max(1, int(work.config.cpus_per_worker)))
         self._work = work
         self._mistake: pa.Table | None = None
@@ -200,11 +188,3 @@ class Worker:
 
 def _reported(error: SparseDetrError) -> pa.Table:
     return pa.Table.from_pylist([{"kind": type(error).__name__, "message": str(error)}], schema=_MISTAKE)
-
-
-def store_environment() -> dict[str, str]:
-    """The object store's variables of this process, for workers on a cluster that was started without them.
-
-    They travel as an argument, not in Ray's runtime environment, which the dashboard shows.
-    """
-    return {name: os.environ[name] for name in _STORE_VARIABLES if name in os.environ}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,11 @@ from sparse_detr.errors import AnnotationError
 from sparse_detr.records import Batch, Example, ImageBatch
 from sparse_detr.storage import locate
 
-_READERS = 8
-
 
 class DetectionDataset(Dataset[Example]):
     """The images of an index with their objects, crowd regions left out.
 
-    Pickles to DataLoader workers without what it has read; workers that are forked after `preload` share it.
+    Pickles to DataLoader workers without what it has read.
     """
 
     def __init__(
@@ -85,14 +82,6 @@ class DetectionDataset(Dataset[Example]):
         if self._cache_pixels and self._room(found.nbytes):
             self._pixels[item] = found
         return found
-
-    def preload(self, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Fill the cache now, several images at a time; `on_progress` gets images done and images in all."""
-        load = self.pixels if self._cache_pixels else self._file
-        with ThreadPoolExecutor(_READERS) as pool:
-            for done, _ in enumerate(pool.map(load, range(len(self))), start=1):
-                if on_progress is not None:
-                    on_progress(done, len(self))
 
     def __getstate__(self) -> dict[str, object]:
         state = self.__dict__.copy()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from sparse_detr.errors import ConfigError
+from sparse_detr.errors import require
 
 
 class EpochSampler(Sampler[int]):
@@ -45,10 +45,9 @@ class EpochSampler(Sampler[int]):
             ("rank", rank, 0 <= rank < world_size),
             ("seed", seed, seed >= 0),
         ):
-            if not right:
-                raise ConfigError(f"sampler.{name}: {value}; need 0 <= rank < world_size and seed >= 0")
-        if size < (world_size if drop_last else 1):
-            raise ConfigError(f"sampler.size: {size} images for {world_size} workers; give each at least one")
+            require(right, f"sampler.{name}: {value}; need 0 <= rank < world_size and seed >= 0")
+        enough = size >= (world_size if drop_last else 1)
+        require(enough, f"sampler.size: {size} images for {world_size} workers; give each at least one")
         self._size = size
         self._rank = rank
         self._world_size = world_size

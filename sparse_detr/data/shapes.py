@@ -17,7 +17,7 @@ import numpy as np
 
 from sparse_detr.data.coco_index import write_coco
 from sparse_detr.data.shapes_drawing import SHAPE_NAMES, SUPERSAMPLING, Stamp, clutter, finish, paint, stamp, texture
-from sparse_detr.errors import ConfigError
+from sparse_detr.errors import ConfigError, require
 from sparse_detr.storage import Location
 
 _UPLOADS = 8
@@ -58,22 +58,24 @@ class ShapesConfig:
     """Quality of the JPEG files, 1..95."""
 
     def __post_init__(self) -> None:
-        _require(self.images >= 0, "images", self.images, "at least 0")
-        _require(self.seed >= 0, "seed", self.seed, "at least 0")
-        _require(32 <= self.size <= 4096, "size", self.size, "between 32 and 4096")
-        _require(len(self.classes) > 0, "classes", self.classes, "at least one shape")
+        require(self.images >= 0, _wrong("images", self.images, "at least 0"))
+        require(self.seed >= 0, _wrong("seed", self.seed, "at least 0"))
+        require(32 <= self.size <= 4096, _wrong("size", self.size, "between 32 and 4096"))
+        require(len(self.classes) > 0, _wrong("classes", self.classes, "at least one shape"))
         known = set(self.classes) <= set(SHAPE_NAMES) and len(set(self.classes)) == len(self.classes)
-        _require(known, "classes", self.classes, f"different ones out of {', '.join(SHAPE_NAMES)}")
-        _require(self.min_objects >= 1, "min_objects", self.min_objects, "at least 1")
-        _require(self.min_objects <= self.max_objects <= 100, "max_objects", self.max_objects, "min_objects to 100")
-        _require(self.min_side >= 0.05, "min_side", self.min_side, "at least 0.05")
-        _require(self.min_side <= self.max_side <= 1, "max_side", self.max_side, "between min_side and 1")
-        _require(0.1 <= self.min_visible <= 1, "min_visible", self.min_visible, "between 0.1 and 1")
-        _require(0 <= self.lean <= 180, "lean", self.lean, "between 0 and 180 degrees")
-        _require(0 <= self.plain <= 1, "plain", self.plain, "between 0 and 1")
-        _require(self.clutter >= 0, "clutter", self.clutter, "at least 0")
-        _require(0 <= self.noise <= 100, "noise", self.noise, "between 0 and 100")
-        _require(1 <= self.jpeg_quality <= 95, "jpeg_quality", self.jpeg_quality, "between 1 and 95")
+        require(known, _wrong("classes", self.classes, f"different ones out of {', '.join(SHAPE_NAMES)}"))
+        require(self.min_objects >= 1, _wrong("min_objects", self.min_objects, "at least 1"))
+        require(
+            self.min_objects <= self.max_objects <= 100, _wrong("max_objects", self.max_objects, "min_objects to 100")
+        )
+        require(self.min_side >= 0.05, _wrong("min_side", self.min_side, "at least 0.05"))
+        require(self.min_side <= self.max_side <= 1, _wrong("max_side", self.max_side, "between min_side and 1"))
+        require(0.1 <= self.min_visible <= 1, _wrong("min_visible", self.min_visible, "between 0.1 and 1"))
+        require(0 <= self.lean <= 180, _wrong("lean", self.lean, "between 0 and 180 degrees"))
+        require(0 <= self.plain <= 1, _wrong("plain", self.plain, "between 0 and 1"))
+        require(self.clutter >= 0, _wrong("clutter", self.clutter, "at least 0"))
+        require(0 <= self.noise <= 100, _wrong("noise", self.noise, "between 0 and 100"))
+        require(1 <= self.jpeg_quality <= 95, _wrong("jpeg_quality", self.jpeg_quality, "between 1 and 95"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +255,5 @@ def _uploaded(folder: Location, config: ShapesConfig) -> Iterator[tuple[str, tup
             yield name, objects
 
 
-def _require(condition: bool, name: str, value: object, right: str) -> None:
-    if not condition:
-        raise ConfigError(f"shapes.{name}: {value!r}; it must be {right}")
+def _wrong(name: str, value: object, right: str) -> str:
+    return f"shapes.{name}: {value!r}; it must be {right}"

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparse_detr.boxes import xyxy_to_cxcywh
-from sparse_detr.errors import ConfigError
+from sparse_detr.errors import require
 from sparse_detr.records import Targets
 
 MEAN = (0.485, 0.456, 0.406)
@@ -52,28 +52,18 @@ class AugmentConfig:
     """Pixels are multiplied by up to 1 +- this."""
 
     def __post_init__(self) -> None:
-        _require(len(self.short_sides) > 0, "short_sides", self.short_sides, "at least one length")
-        _require(min(self.short_sides, default=1) > 0, "short_sides", self.short_sides, "above 0")
-        _require(
-            self.max_side >= max(self.short_sides, default=0), "max_side", self.max_side, "at least every short side"
+        require(len(self.short_sides) > 0, _wrong("short_sides", self.short_sides, "at least one length"))
+        require(min(self.short_sides, default=1) > 0, _wrong("short_sides", self.short_sides, "above 0"))
+        require(
+            self.max_side >= max(self.short_sides, default=0),
+            _wrong("max_side", self.max_side, "at least every short side"),
         )
         for name in ("flip", "vertical_flip", "crop"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1")
-        _require(min(self.crop_resize, default=1) > 0, "crop_resize", self.crop_resize, "above 0")
-        _require(self.crop_min > 0, "crop_min", self.crop_min, "above 0")
-        _require(self.crop_max >= self.crop_min, "crop_max", self.crop_max, "at least crop_min")
-        _require(0 <= self.brightness < 1, "brightness", self.brightness, "at least 0 and below 1")
-
-    @classmethod
-    def small(cls, size: int) -> AugmentConfig:
-        """For square pictures of few pixels, as in the shapes data set: scale, crop and mirror, never above `size`."""
-        return cls(
-            short_sides=tuple(round(size * share) for share in (0.75, 0.875, 1.0)),
-            max_side=size,
-            crop_resize=(),
-            crop_min=round(size * 0.65),
-            crop_max=size,
-        )
+            require(0 <= getattr(self, name) <= 1, _wrong(name, getattr(self, name), "a probability, 0 to 1"))
+        require(min(self.crop_resize, default=1) > 0, _wrong("crop_resize", self.crop_resize, "above 0"))
+        require(self.crop_min > 0, _wrong("crop_min", self.crop_min, "above 0"))
+        require(self.crop_max >= self.crop_min, _wrong("crop_max", self.crop_max, "at least crop_min"))
+        require(0 <= self.brightness < 1, _wrong("brightness", self.brightness, "at least 0 and below 1"))
 
 
 @runtime_checkable
@@ -100,8 +90,8 @@ class EvalTransform:
     """The long side is at most this, pixels."""
 
     def __post_init__(self) -> None:
-        _require(self.short_side > 0, "short_side", self.short_side, "above 0")
-        _require(self.max_side >= self.short_side, "max_side", self.max_side, "at least short_side")
+        require(self.short_side > 0, _wrong("short_side", self.short_side, "above 0"))
+        require(self.max_side >= self.short_side, _wrong("max_side", self.max_side, "at least short_side"))
 
     def __call__(
         self,
@@ -201,6 +191,5 @@ def _mirrored(targets: Targets, axis: int) -> Targets:
     return Targets(labels=targets.labels, boxes=boxes)
 
 
-def _require(condition: bool, name: str, value: object, right: str) -> None:
-    if not condition:
-        raise ConfigError(f"augment.{name}: {value!r}; it must be {right}")
+def _wrong(name: str, value: object, right: str) -> str:
+    return f"augment.{name}: {value!r}; it must be {right}"

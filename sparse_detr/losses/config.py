@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from sparse_detr.errors import ConfigError
+from sparse_detr.errors import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +36,12 @@ class LossConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not math.isfinite(value) or value < 0:
-                raise ConfigError(f"loss.{field.name}: {value}; give a finite number of at least 0")
-        if self.focal_alpha > 1:
-            raise ConfigError(f"loss.focal_alpha: {self.focal_alpha}; give a number in [0, 1]")
-        if self.match_class_cost == self.match_box_cost == self.match_giou_cost == 0:
-            raise ConfigError(
-                "loss.match_class_cost, match_box_cost and match_giou_cost: all are 0, which matches at random; "
-                "give at least one of them a positive number"
+            require(
+                math.isfinite(value) and value >= 0, f"loss.{field.name}: {value}; give a finite number of at least 0"
             )
+        require(self.focal_alpha <= 1, f"loss.focal_alpha: {self.focal_alpha}; give a number in [0, 1]")
+        require(
+            max(self.match_class_cost, self.match_box_cost, self.match_giou_cost) > 0,
+            "loss.match_class_cost, match_box_cost and match_giou_cost: all are 0, which matches at random; "
+            "give at least one of them a positive number",
+        )

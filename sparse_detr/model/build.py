@@ -1,11 +1,97 @@
-"""From a configuration to a detector."""
+"""The one place where the numbers of a configuration meet the classes of the detector's parts."""
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+from torch import nn
+
+from sparse_detr.model.backbone.resnet import ResNet
 from sparse_detr.model.config import ModelConfig
-from sparse_detr.model.sparse_detr import SparseDetr
+from sparse_detr.model.decoder import Decoder, DecoderLayer
+from sparse_detr.model.deformable_attention import DeformableAttention
+from sparse_detr.model.encoder import Encoder, EncoderLayer, FeedForward
+from sparse_detr.model.feature_pyramid import FeatureProjection
+from sparse_detr.model.heads import DetectionHead
+from sparse_detr.model.proposals import LearnedQueries, TopKQueries
+from sparse_detr.model.scoring_network import ScoringNetwork
+
+Part = TypeVar("Part", bound=nn.Module)
+
+_FIRST_BOX_BIAS = -2.0
+"""Logit of width and height that learned queries start from."""
 
 
-def build_model(config: ModelConfig) -> SparseDetr:
-    """A detector with random weights. Seed torch before, for the same ones again."""
-    return SparseDetr(config)
+def build_backbone(config: ModelConfig) -> ResNet:
+    """The convolutional network; random weights."""
+    return ResNet(config.backbone)
+
+
+def build_feature_projection(config: ModelConfig, backbone: ResNet) -> FeatureProjection:
+    """The step from the backbone's maps to tokens."""
+    return FeatureProjection(backbone.channels, config.channels, config.levels)
+
+
+def build_scoring_network(config: ModelConfig) -> ScoringNetwork | None:
+    """The scoring network; None for the dense encoder."""
+    return _xavier(ScoringNetwork(config.channels)) if config.sparse else None
+
+
+def build_encoder(config: ModelConfig) -> Encoder:
+    """The encoder, with a detection head on all layers but the last if they take part in the loss."""
+    layers = [
+        EncoderLayer(_attention(config), _feedforward(config), config.channels, config.dropout)
+        for _ in range(config.encoder_layers)
+    ]
+    heads = [_head(config) for _ in range(config.encoder_layers - 1)] if config.encoder_auxiliary_loss else []
+    return Encoder(layers, heads)
+
+
+def build_queries(config: ModelConfig) -> TopKQueries | LearnedQueries:
+    """Where the decoder's queries come from."""
+    if config.query_source == "learned":
+        learned = LearnedQueries(config.channels, config.queries)
+        _xavier(learned.reference_points)
+        nn.init.zeros_(learned.reference_points.bias)
+        return learned
+    queries = TopKQueries(_head(config), config.channels, config.queries)
+    _xavier(queries.project)
+    _xavier(queries.position)
+    return queries
+
+
+def build_decoder(config: ModelConfig) -> Decoder:
+    """The decoder with a head for each layer, or one for all where boxes are not refined."""
+    layers = [
+        DecoderLayer(
+            nn.MultiheadAttention(config.channels, config.heads, dropout=config.dropout, batch_first=True),
+            _attention(config),
+            _feedforward(config),
+            config.channels,
+            config.dropout,
+        )
+        for _ in range(config.decoder_layers)
+    ]
+    heads = [_head(config) for _ in range(config.decoder_layers if config.box_refinement else 1)]
+    if config.query_source == "learned":
+        nn.init.constant_(heads[0].boxes.last.bias[2:], _FIRST_BOX_BIAS)
+    return Decoder(layers, heads, config.box_refinement)
+
+
+def _attention(config: ModelConfig) -> DeformableAttention:
+    return DeformableAttention(config.channels, config.heads, config.levels, config.points)
+
+
+def _feedforward(config: ModelConfig) -> FeedForward:
+    return _xavier(FeedForward(config.channels, config.feedforward_channels, config.dropout))
+
+
+def _head(config: ModelConfig) -> DetectionHead:
+    return DetectionHead(config.channels, config.num_classes)
+
+
+def _xavier(part: Part) -> Part:
+    for parameter in part.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)
+    return part

@@ -1,7 +1,7 @@
 """A model as a folder: weights as safetensors, configuration and class names as JSON. Nothing in it can run.
 
     model.safetensors   every parameter and buffer
-    config.json         {"format": 1, "model": {...}, "classes": {...} or null}
+    config.json         {"format": 1, "model": {...}, "classes": {...} or null, "image_size": {...} or null}
     manifest.json       size and SHA-256 of the other two
 
 The manifest is removed first and written last, and every file is written whole or not at all: a folder with a
@@ -25,7 +25,7 @@ from sparse_detr.errors import CheckpointError, ConfigError
 from sparse_detr.model.config import ModelConfig
 from sparse_detr.model.sparse_detr import SparseDetr
 from sparse_detr.model.state import load_state
-from sparse_detr.records import Classes
+from sparse_detr.records import Classes, ImageSize
 from sparse_detr.storage import Location, locate
 
 FORMAT = 1
@@ -42,6 +42,7 @@ def save_model(uri: str | Path, model: SparseDetr) -> None:
         "format": FORMAT,
         "model": to_dict(model.config),
         "classes": None if model.classes is None else to_dict(model.classes),
+        "image_size": None if model.image_size is None else to_dict(model.image_size),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     files = {WEIGHTS: safetensors.torch.save(tensors), CONFIG: json.dumps(config, indent=2).encode()}
@@ -62,9 +63,7 @@ def load_model(uri: str | Path) -> SparseDetr:
     folder = locate(uri)
     manifest = _read_json(folder, MANIFEST)
     files = {name: _read_verified(folder, name, manifest) for name in (WEIGHTS, CONFIG)}
-    config, classes = _parse_config(files[CONFIG], folder.child(CONFIG).uri)
-    model = SparseDetr(config)
-    model.classes = classes
+    model = _parse_config(files[CONFIG], folder.child(CONFIG).uri)
     load_state(model, _parse_weights(files[WEIGHTS], folder.child(WEIGHTS).uri), folder.child(WEIGHTS).uri)
     return model.eval()
 
@@ -109,16 +108,21 @@ def _read_verified(folder: Location, name: str, manifest: Mapping[str, Any]) -> 
     return data
 
 
-def _parse_config(data: bytes, uri: str) -> tuple[ModelConfig, Classes | None]:
+def _parse_config(data: bytes, uri: str) -> SparseDetr:
+    """The model with random weights."""
     content = _parse_json(data, uri)
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{uri}: format {content.get('format')!r}; this version reads format {FORMAT}")
     try:
-        config = from_dict(ModelConfig, content.get("model", {}))
-        classes = content.get("classes")
-        return config, None if classes is None else from_dict(Classes, classes)
+        model = SparseDetr(from_dict(ModelConfig, content.get("model", {})))
+        if content.get("classes") is not None:
+            model.classes = from_dict(Classes, content["classes"])
+        # Folders of earlier versions lack it.
+        if content.get("image_size") is not None:
+            model.image_size = from_dict(ImageSize, content["image_size"])
     except ConfigError as error:
         raise CheckpointError(f"{uri}: {error}") from error
+    return model
 
 
 def _parse_weights(data: bytes, uri: str) -> dict[str, Tensor]:

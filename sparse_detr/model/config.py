@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sparse_detr.errors import ConfigError
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+from sparse_detr.errors import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,22 +13,23 @@ class BackboneConfig:
     """The convolutional network under the detector."""
 
     name: Literal["resnet18", "resnet50", "resnet_tiny"] = "resnet50"
-    """`resnet_tiny` is a ResNet of basic blocks with widths 32, 64, 96, 128 for small images and CPUs."""
+    """`resnet_tiny` is a ResNet of basic blocks with widths 32, 64, 96, 128 for small images and CPUs; two 3x3
+    convolutions of stride 2 stand in place of the 7x7 one and the max pooling."""
     norm: Literal["frozen_batch_norm", "group_norm"] = "frozen_batch_norm"
     """Frozen batch norm wants pretrained weights; group norm trains from nothing."""
     frozen_stages: int = 2
     """How many of (stem, layer1, layer2, layer3, layer4) keep their weights in training; 2 is the authors' choice."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.name in ("resnet18", "resnet50", "resnet_tiny"),
             f"backbone.name: {self.name!r} is not known; choose resnet18, resnet50 or resnet_tiny",
         )
-        _require(
+        require(
             self.norm in ("frozen_batch_norm", "group_norm"),
             f"backbone.norm: {self.norm!r} is not known; choose frozen_batch_norm or group_norm",
         )
-        _require(0 <= self.frozen_stages <= 5, f"backbone.frozen_stages: {self.frozen_stages}; give 0 to 5")
+        require(0 <= self.frozen_stages <= 5, f"backbone.frozen_stages: {self.frozen_stages}; give 0 to 5")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,40 +71,40 @@ class ModelConfig:
         for name in ("num_classes", "channels", "heads", "levels", "points", "encoder_layers", "decoder_layers",
                      "feedforward_channels", "queries"):  # fmt: skip
             value = getattr(self, name)
-            _require(value >= 1, f"{name}: {value}; give a whole number of at least 1")
-        _require(self.levels >= 3, f"levels: {self.levels}; the backbone gives 3, so ask for 3 or more")
-        _require(
+            require(value >= 1, f"{name}: {value}; give a whole number of at least 1")
+        require(self.levels >= 3, f"levels: {self.levels}; the backbone gives 3, so ask for 3 or more")
+        require(
             self.query_source in ("top_k", "learned"),
             f"query_source: {self.query_source!r} is not known; choose top_k or learned",
         )
-        _require(
+        require(
             0.0 < self.keep_ratio <= 1.0,
             f"keep_ratio: {self.keep_ratio}; give a number in (0, 1], 1 for the dense encoder",
         )
-        _require(
+        require(
             self.keep_ratio == 1.0 or self.query_source == "top_k",
             f"keep_ratio: {self.keep_ratio} with query_source: {self.query_source!r}; sparsity shares the proposal "
             "layers of top-k queries, so set query_source='top_k' or keep_ratio=1",
         )
-        _require(
+        require(
             not self.box_refinement or self.query_source == "top_k",
             "box_refinement: True with query_source: 'learned'; the authors' model refines boxes of top-k queries "
             "only, so set query_source='top_k' or box_refinement=False",
         )
-        _require(
+        require(
             not self.encoder_auxiliary_loss or self.query_source == "top_k",
             "encoder_auxiliary_loss: True with query_source: 'learned'; the encoder's heads start from proposals, "
             "so set query_source='top_k' or encoder_auxiliary_loss=False",
         )
-        _require(
+        require(
             self.channels % self.heads == 0,
             f"heads: {self.heads} does not divide channels: {self.channels}; choose a divisor",
         )
-        _require(
+        require(
             self.channels % 32 == 0,
             f"channels: {self.channels}; the group norm of the input projection has 32 groups, give a multiple of 32",
         )
-        _require(0.0 <= self.dropout < 1.0, f"dropout: {self.dropout}; give a number in [0, 1)")
+        require(0.0 <= self.dropout < 1.0, f"dropout: {self.dropout}; give a number in [0, 1)")
 
     @property
     def sparse(self) -> bool:

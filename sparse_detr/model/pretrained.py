@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sparse_detr.coco_names import coco_91_classes
 from sparse_detr.errors import CheckpointError
 from sparse_detr.model.backbone.frozen_batch_norm import FrozenBatchNorm
 from sparse_detr.model.config import ModelConfig
@@ -40,7 +41,7 @@ class LoadReport:
 
 
 def from_original(source: Mapping[str, Tensor] | str | Path, keep_ratio: float | None = None) -> SparseDetr:
-    """The model of an authors' checkpoint, in evaluation mode.
+    """The model of an authors' checkpoint, in evaluation mode. One of 91 labels gets the class names of COCO.
 
     Args:
         source: their state_dict, or a path or URI of their `.pth` file. Read with `weights_only`, so no code runs.
@@ -59,6 +60,8 @@ def from_original(source: Mapping[str, Tensor] | str | Path, keep_ratio: float |
     config = infer_config(state, arguments, keep_ratio)
     model = SparseDetr(config)
     load_state(model, _to_our_names(model, state), name)
+    coco = coco_91_classes()
+    model.classes = coco if config.num_classes == len(coco) else None
     return model.eval()
 
 

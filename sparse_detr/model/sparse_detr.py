@@ -8,13 +8,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from sparse_detr.errors import ConfigError
-from sparse_detr.model import parts
+from sparse_detr.model import build
 from sparse_detr.model.config import ModelConfig
 from sparse_detr.model.decoder import Decoded
 from sparse_detr.model.encoder import Encoded
 from sparse_detr.model.proposals import ProposalGrid, Queries, TopKQueries, proposal_grid
 from sparse_detr.model.token_selection import select_tokens
-from sparse_detr.records import Classes, FeaturePyramid, ImageBatch, Output, TokenSelection
+from sparse_detr.records import Classes, FeaturePyramid, ImageBatch, ImageSize, Output, TokenSelection
 
 
 class SparseDetr(nn.Module):
@@ -25,12 +25,14 @@ class SparseDetr(nn.Module):
         self.config = config
         self.classes: Classes | None = None
         """Names and category ids of the labels, once known; they travel with checkpoints."""
-        self.backbone = parts.build_backbone(config)
-        self.feature_projection = parts.build_feature_projection(config, self.backbone)
-        self.scoring_network = parts.build_scoring_network(config)
-        self.encoder = parts.build_encoder(config)
-        self.queries = parts.build_queries(config)
-        self.decoder = parts.build_decoder(config)
+        self.image_size: ImageSize | None = None
+        """The size that the model was evaluated at in training, once known; it travels with checkpoints."""
+        self.backbone = build.build_backbone(config)
+        self.feature_projection = build.build_feature_projection(config, self.backbone)
+        self.scoring_network = build.build_scoring_network(config)
+        self.encoder = build.build_encoder(config)
+        self.queries = build.build_queries(config)
+        self.decoder = build.build_decoder(config)
 
     def forward(
         self, batch: ImageBatch, keep_ratio: float | None = None, *, with_auxiliary: bool | None = None

@@ -18,7 +18,6 @@ import torch
 from pipelines import checkpoint
 from pipelines.checkpoint import SEAL, TRAINER, TrainingState, load_checkpoint, load_training_state, save_checkpoint
 from sparse_detr.errors import CheckpointError
-from sparse_detr.model.build import build_model
 from sparse_detr.model.checkpoint import load_model
 from sparse_detr.model.config import BackboneConfig, ModelConfig
 from sparse_detr.model.sparse_detr import SparseDetr
@@ -40,7 +39,7 @@ CONFIG = ModelConfig(
 
 def small_model(seed: int = 0) -> SparseDetr:
     torch.manual_seed(seed)
-    model = build_model(CONFIG)
+    model = SparseDetr(CONFIG)
     model.classes = Classes(names=("a", "b"), category_ids=(3, 7))
     return model
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from pipelines.local_services import LocalS3
 from sparse_detr.data.coco import read_coco
 from sparse_detr.data.decode import decode_image
 from sparse_detr.data.transforms import EvalTransform
-from sparse_detr.errors import AnnotationError, ConfigError, ImageError
+from sparse_detr.errors import AnnotationError, ConfigError, ImageError, OutputExistsError, StorageError
 from sparse_detr.evaluation.coco_ap import coco_results, evaluate_coco
 from sparse_detr.evaluation.postprocess import postprocess
 from sparse_detr.model.checkpoint import save_model
 from sparse_detr.model.config import BackboneConfig, ModelConfig
 from sparse_detr.model.sparse_detr import SparseDetr
 from sparse_detr.records import Classes, ImageBatch
-from sparse_detr.storage import locate
+from sparse_detr.storage import Location, locate
 
 SHAPES = Classes(names=("disc", "square", "star"), category_ids=(2, 5, 9))
 
@@ -208,3 +209,45 @@ def test_data_of_other_classes_is_refused(config: EvaluateConfig, tmp_path: Path
     (tmp_path / "other.json").write_text(json.dumps(data))
     with pytest.raises(ConfigError, match="unicorn"):
         evaluate(replace(config, annotations=str(tmp_path / "other.json")))
+
+
+def test_an_output_that_exists_is_refused_before_any_work(config: EvaluateConfig, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("precious")
+    broken = replace(config, model="/nowhere", annotations="/nowhere")  # neither is looked at
+    with pytest.raises(OutputExistsError, match=r"results\.json exists; .*overwrite"):
+        evaluate(replace(broken, output=str(tmp_path / "results.json")))
+    with pytest.raises(OutputExistsError, match="is a folder"):
+        evaluate(replace(broken, output=str(tmp_path), overwrite=True))
+    assert (tmp_path / "results.json").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_an_output_is_overwritten_when_told_and_dropped_boxes_are_listed(
+    config: EvaluateConfig, ray_cluster: object, tmp_path: Path
+) -> None:
+    data = json.loads(Path(config.annotations).read_text())
+    data["annotations"][3]["bbox"][2:] = [0, 5]
+    (tmp_path / "annotations.json").write_text(json.dumps(data))
+    (tmp_path / "results.json").write_text("of yesterday")
+    result = evaluate(
+        replace(
+            config,
+            annotations=str(tmp_path / "annotations.json"),
+            output=str(tmp_path / "results.json"),
+            overwrite=True,
+        )
+    )
+    assert len(json.loads((tmp_path / "results.json").read_text())) == result.detections
+    assert [box.annotation_id for box in result.dropped] == [data["annotations"][3]["id"]]
+
+
+@pytest.mark.parametrize("field", ["annotations", "images", "output"])
+def test_wrong_credentials_are_an_error_and_no_hang(
+    config: EvaluateConfig, store: Location, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    started = time.monotonic()
+    with pytest.raises(StorageError) as caught:
+        evaluate(replace(config, **{field: store.child("x.json").uri}))
+    assert time.monotonic() - started < 15
+    assert "not-the-secret" not in str(caught.value)

@@ -8,8 +8,8 @@ from torch import nn
 
 from pipelines.config import OptimizerConfig
 from pipelines.optimizer import build_optimizer, learning_rate_factor, parameter_groups, set_learning_rates
-from sparse_detr.model.build import build_model
 from sparse_detr.model.config import BackboneConfig, ModelConfig
+from sparse_detr.model.sparse_detr import SparseDetr
 
 SMALL = ModelConfig(
     num_classes=3,
@@ -24,7 +24,7 @@ SMALL = ModelConfig(
 
 
 def test_every_trainable_parameter_is_in_the_group_that_its_name_says() -> None:
-    model = build_model(SMALL)
+    model = SparseDetr(SMALL)
     groups = {group["name"]: group for group in parameter_groups(model, OptimizerConfig(), global_batch=16)}
     home = {id(parameter): name for name, group in groups.items() for parameter in group["params"]}  # type: ignore[attr-defined]
 
@@ -42,7 +42,7 @@ def test_every_trainable_parameter_is_in_the_group_that_its_name_says() -> None:
 
 
 def test_rates_follow_the_paper_and_the_batch() -> None:
-    model = build_model(SMALL)
+    model = SparseDetr(SMALL)
 
     def rates(batch: int, **changes: object) -> dict[object, object]:
         config = OptimizerConfig(**changes)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def test_cosine_schedule_with_warmup() -> None:
 
 
 def test_setting_rates_twice_does_not_compound() -> None:
-    optimizer = build_optimizer(build_model(SMALL), OptimizerConfig(), global_batch=16)
+    optimizer = build_optimizer(SparseDetr(SMALL), OptimizerConfig(), global_batch=16)
     for _ in range(2):
         set_learning_rates(optimizer, 0.5)
 

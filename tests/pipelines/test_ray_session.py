@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.ray_session import RaySession, prepare_environment, ray_session
+from pipelines.ray_session import RaySession, available_cpus, prepare_environment, ray_session
 
 VARIABLE = "SPARSE_DETR_TEST_MARK"
 
@@ -46,6 +46,7 @@ def _listening(processes: list[Path]) -> set[str]:
 def test_a_local_ray_listens_on_the_loopback_alone_and_ends() -> None:
     script = """
         import dataclasses, json, sys
+        import ray  # imported first, as the modules of training and sweeps do
         from pipelines.ray_session import ray_session
         with ray_session(logical_cpus=3, quiet=True) as session:
             import ray
@@ -91,7 +92,33 @@ def test_a_connected_process_keeps_its_connection(ray_cluster: RaySession) -> No
 def test_settings_of_the_user_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
     prepare_environment()
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ, "a real cluster needs real addresses"
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+def test_workers_of_a_local_ray_talk_over_the_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    prepare_environment()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    prepare_environment()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+@pytest.mark.parametrize(
+    ("content", "cpus"),
+    [("250000 100000\n", 2), ("50000 100000\n", 1), ("9900000 100000\n", 6), ("max 100000\n", 6), ("", 6), (None, 6)],
+)
+def test_no_more_cpus_than_the_container_gets(
+    content: str | None, cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    quota = tmp_path / "cpu.max"
+    if content is not None:
+        quota.write_text(content)
+    assert available_cpus(quota) == cpus

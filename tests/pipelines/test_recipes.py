@@ -6,13 +6,13 @@ from pipelines.config import RunConfig
 from pipelines.recipes import RECIPES, get_recipe
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.errors import ConfigError
-from sparse_detr.model.build import build_model
+from sparse_detr.model.sparse_detr import SparseDetr
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_builds_its_model_and_survives_a_dict(name: str) -> None:
     config = get_recipe(name)
-    model = build_model(config.model)
+    model = SparseDetr(config.model)
 
     assert model.config == config.model
     assert (model.scoring_network is not None) == (config.model.keep_ratio < 1)

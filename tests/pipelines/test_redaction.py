@@ -41,6 +41,10 @@ def test_words_of_the_paper(key: str) -> None:
     [
         ("postgresql+psycopg://me:pw@db:5432/x", "postgresql+psycopg://***@db:5432/x"),
         ("a http://tok@host/p b https://u:p@h", "a http://***@host/p b https://***@h"),
+        ("sqlite+x://u:p@ss@host/db", "sqlite+x://***@host/db"),
+        ("at https://u:p/w@host/db, says me@home", "at https://***@host/db, says me@home"),
+        ("s3://key:sec/ret@bucket/a", "s3://***@bucket/a"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
         ("https://h/k?X-Amz-Signature=abc&x=1", "https://h/k?X-Amz-Signature=***&x=1"),
         ("s3://b/p?access_key=a&secret_key=b", "s3://b/p?access_key=***&secret_key=***"),
         ("s3://bucket/a@b.jpg", "s3://bucket/a@b.jpg"),

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pipelines.config import RunConfig, override
+from pipelines.local_services import LocalS3
 from pipelines.run_data import check_data, load_data
-from sparse_detr.errors import AnnotationError, ConfigError
+from sparse_detr import storage
+from sparse_detr.errors import AnnotationError, ConfigError, StorageError
 
 
 def test_two_ranks_share_the_images_without_overlap(quick_run: RunConfig) -> None:
@@ -65,7 +69,7 @@ def test_classes_of_both_files_must_agree(quick_run: RunConfig, tmp_path: Path) 
 
 
 def test_a_batch_beyond_the_data_is_refused(quick_run: RunConfig) -> None:
-    assert check_data(quick_run).names == ("circle", "square", "star", "triangle")
+    assert check_data(quick_run).classes.names == ("circle", "square", "star", "triangle")
     with pytest.raises(ConfigError, match=r"training\.global_batch: 32 is more than the 24 training images"):
         check_data(override(quick_run, {"training.global_batch": 32}))
 
@@ -73,3 +77,58 @@ def test_a_batch_beyond_the_data_is_refused(quick_run: RunConfig) -> None:
 def test_a_missing_image_is_named(quick_run: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"\.jpg"):
         check_data(override(quick_run, {"data.train_images": str(tmp_path)}))
+
+
+def with_bad_box(source: str, target: Path, image: int) -> dict[str, Any]:
+    """The annotations with the first box of one image made flat; returns that annotation."""
+    data = json.loads(Path(source).read_text())
+    image_id = data["images"][image]["id"]
+    bad: dict[str, Any] = next(row for row in data["annotations"] if row["image_id"] == image_id)
+    bad["bbox"][2] = 0
+    target.write_text(json.dumps(data))
+    return bad
+
+
+def test_boxes_that_are_left_out_are_listed(quick_run: RunConfig, tmp_path: Path) -> None:
+    train, val = tmp_path / "train.json", tmp_path / "val.json"
+    first = with_bad_box(quick_run.data.train_annotations, train, image=20)
+    second = with_bad_box(quick_run.data.val_annotations, val, image=0)
+    config = override(quick_run, {"data.train_annotations": str(train), "data.val_annotations": str(val)})
+    found = check_data(config)
+
+    assert (found.train_images, found.val_images) == (24, 8)
+    assert [line.split(": ")[0] for line in found.dropped] == [str(train), str(val)]
+    assert f"annotation {first['id']}: box" in found.dropped[0]
+    assert f"annotation {second['id']}: box" in found.dropped[1]
+    assert all("no area" in line for line in found.dropped)
+    # Its image is not among the first ones, so nothing of it is used, and nothing lost.
+    limited = check_data(override(config, {"data.train_limit": 8}))
+    assert (limited.train_images, limited.dropped) == (8, found.dropped[1:])
+    assert check_data(quick_run).dropped == ()
+
+
+INPUTS = {
+    "data.train_annotations": "s3://tests/train.json",
+    "data.train_images": "s3://tests/train",
+    "data.val_annotations": "s3://tests/val.json",
+    "data.val_images": "s3://tests/val",
+}
+
+
+@pytest.mark.timeout(30)
+def test_wrong_credentials_are_said_at_once(quick_run: RunConfig, s3: LocalS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    with pytest.raises(StorageError, match=r"refuses the credentials") as caught:
+        check_data(override(quick_run, INPUTS))
+    assert "not-the-secret" not in str(caught.value)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("field", [*INPUTS, "training.init_backbone", "training.init_model"])
+def test_a_silent_store_does_not_hang(quick_run: RunConfig, monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    monkeypatch.setattr(storage, "ACCESS_DEADLINE", 0.5)
+    uri = "s3://bucket/here"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(StorageError, match=f"{uri}: no answer"):
+            check_data(override(quick_run, {field: uri}))

@@ -8,9 +8,9 @@ import torch
 from pipelines.config import RunConfig, override
 from pipelines.run_parts import absolute, build_loop, initial_model, with_classes
 from sparse_detr.errors import ConfigError
-from sparse_detr.model.build import build_model
 from sparse_detr.model.checkpoint import save_model
-from sparse_detr.records import Classes
+from sparse_detr.model.sparse_detr import SparseDetr
+from sparse_detr.records import Classes, ImageSize
 
 CLASSES = Classes(names=("red", "white", "platelet"), category_ids=(1, 2, 3))
 
@@ -55,7 +55,7 @@ def test_a_backbone_file_says_what_it_lacks(shared: Path) -> None:
 
     config = override(get_recipe("bccd_r18"), {"training.init_backbone": uri})
     model, report = initial_model(config, CLASSES)
-    plain = build_model(config.model)
+    plain = SparseDetr(config.model)
 
     assert report.source == uri
     assert any("layer3" in name for name in report.loaded)
@@ -86,3 +86,8 @@ def test_a_model_of_other_classes_is_refused(quick_run: RunConfig, tmp_path: Pat
 
     with pytest.raises(ConfigError, match=r"training\.init_model: .*'red'.*'circle'"):
         build_loop(override(quick_run, {"training.init_model": str(tmp_path / "model")}))
+
+
+def test_the_model_knows_the_size_of_its_evaluation(quick_run: RunConfig) -> None:
+    config = with_classes(override(quick_run, {"data.short_side": 48, "data.max_side": 80}), CLASSES)
+    assert initial_model(config, CLASSES)[0].image_size == ImageSize(short_side=48, max_side=80)

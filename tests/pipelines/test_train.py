@@ -61,6 +61,8 @@ def test_two_workers_train_from_and_into_s3(stored_run: RunConfig) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["optimizer.lr"] == str(stored_run.optimizer.lr)
     assert run.data.metrics["ap"] == pytest.approx(result.history[-1]["ap"])
+    assert run.data.metrics["dropped_boxes"] == 0
+    assert run.data.tags["sparse_detr.starting_weights"] == "all weights start fresh"
 
     with pytest.raises(OutputExistsError, match="overwrite or resume"):
         train(stored_run)

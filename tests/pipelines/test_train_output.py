@@ -68,6 +68,26 @@ def test_resume_of_a_folder_without_its_config_is_refused(config: RunConfig) -> 
         claim_output(locate(config.output), replace(config, existing="resume"))
 
 
+@pytest.mark.parametrize(
+    "content", [b'{"config": {"na', b"\xff\xfe", b"[]", b'{"run_id": null}', b'{"config": {}, "run_id": null}']
+)
+def test_resume_of_a_damaged_folder_is_refused(config: RunConfig, content: bytes) -> None:
+    locate(config.output).child("run.json").write_bytes(content)
+
+    with pytest.raises(CheckpointError, match=r"run/run\.json: not what a training writes .*existing to overwrite"):
+        claim_output(locate(config.output), replace(config, existing="resume"))
+
+
+def test_no_password_is_left_in_the_folder(config: RunConfig) -> None:
+    config = replace(config, tracking_uri="postgresql://me:hush@host:5432/db")
+    leave_results(config)
+
+    written = locate(config.output).child("run.json").read_bytes()
+    assert b"hush" not in written
+    assert b"host:5432/db" in written
+    assert claim_output(locate(config.output), replace(config, existing="resume")) == "abc"
+
+
 def test_the_best_checkpoint_has_the_highest_ap_and_else_is_the_last() -> None:
     assert best_checkpoint([("a", {"ap": 0.1}), ("b", {"ap": 0.3}), ("c", {"ap": 0.2})]) == "b"
     assert best_checkpoint([("a", {}), ("b", {})]) == "b"

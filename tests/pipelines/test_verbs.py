@@ -25,7 +25,6 @@ SMALL = {
     "training.workers": 1,
     "training.epochs": 1,
 }
-SIDES = ("--short-side", "64", "--max-side", "64")
 
 
 def _options(folder: Path, prefix: str = "") -> list[str]:
@@ -44,14 +43,20 @@ def model(shapes_folder: Path, ray_cluster: RaySession, tmp_path_factory: pytest
 
 
 @pytest.mark.slow
-def test_train_then_evaluate(model: Path, shapes_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_then_evaluate(
+    model: Path, shapes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = json.loads((model / "config.json").read_text())
     assert (config["model"]["channels"], config["model"]["heads"]) == (64, 4)
-    arguments = ["--model", str(model), "--annotations", str(shapes_folder / "val.json"), "--images",
-                 str(shapes_folder / "val"), *SIDES]  # fmt: skip
+    arguments = ["--model", str(model), "--annotations", str(tmp_path / "val.json"), "--images",
+                 str(shapes_folder / "val")]  # fmt: skip
+    annotations = json.loads((shapes_folder / "val.json").read_text())
+    annotations["annotations"][0]["bbox"][2] = -1
+    (tmp_path / "val.json").write_text(json.dumps(annotations))
     capsys.readouterr()
     assert cli.main(["evaluate", *arguments]) == 0
     out = capsys.readouterr().out
+    assert "Boxes left out: 1\n  0" in out
     assert all(name in out for name in ("ap50", "ap75", "ar100", *config["classes"]["names"]))
 
 
@@ -64,11 +69,14 @@ def test_train_then_predict(
     for path in (shapes_folder / "val").glob("*.jpg"):
         (images / path.name).write_bytes(path.read_bytes())
     (images / "broken.jpg").write_bytes(b"")
-    arguments = ["predict", "--model", str(model), "--images", str(images), "--output", str(tmp_path / "out"), *SIDES]
+    arguments = ["predict", "--model", str(model), "--images", str(images), "--output", str(tmp_path / "out")]
     assert cli.main(arguments) == 0
     assert "broken.jpg: decode" in capsys.readouterr().out.replace("\n", "")
     rows = pq.read_table(tmp_path / "out" / "detections").to_pylist()
     assert len(rows) == 9
+    # The model tells its image size, so that nobody has to.
+    settings = json.loads((tmp_path / "out" / "_run.json").read_text())["settings"]
+    assert (settings["short_side"], settings["max_side"]) == (64, 64)
     assert [Path(row["uri"]).name for row in rows if row["error"] is not None] == ["broken.jpg"]
     assert cli.main(arguments) == 2
     assert "overwrite" in capsys.readouterr().err

@@ -93,6 +93,7 @@ def test_a_sweep_compares_trials_and_lists_the_broken_one(
     assert len(parents) == 1
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert sorted(run.info.status for run in children) == ["FAILED", "FINISHED"]
+    assert all("(scoring_network" in run.data.tags["sparse_detr.starting_weights"] for run in children)
 
     with pytest.raises(OutputExistsError, match=r"sweep\.json"):
         sweep(config)

@@ -29,7 +29,7 @@ class ResNetPlan:
     """Inner channels of a block; a bottleneck's output has four times as many."""
     small_stem: bool = False
     """Two 3x3 convolutions of stride 2 in place of one of 7x7 and a pooling: cheaper, and small objects keep their
-    corners. On the shapes data AP after one epoch is 0.12 with it and 0.08 without."""
+    corners."""
 
     @property
     def channels(self) -> tuple[int, int, int, int]:

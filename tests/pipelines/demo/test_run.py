@@ -15,12 +15,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from pipelines.demo import DemoConfig, run_demo
 from pipelines.demo.collection import broken_images
+from pipelines.demo.run import require_reachable_store, tracking_uri
 from sparse_detr.data.shapes import ShapesConfig
+from sparse_detr.errors import ConfigError
 
 SMALL = ("--images", "32", "--held-out", "8", "--collection", "10", "--epochs", "1", "--trials", "2",
-         "--trial-epochs", "1", "--trial-images", "16", "--ratios", "0.1", "1.0")  # fmt: skip
+         "--trial-epochs", "2", "--trial-images", "16", "--ratios", "0.1", "1.0")  # fmt: skip
 VARIABLE = "SPARSE_DETR_TEST_MARK"
 
 
@@ -84,6 +88,22 @@ def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Demo]:
             process.wait(120)
 
 
+def test_a_cluster_without_a_store_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS: head:6379, but store is not set"):
+        run_demo(DemoConfig(output=tmp_path / "demo"), Console(quiet=True))
+    assert not (tmp_path / "demo").exists()
+    require_reachable_store(DemoConfig(store="s3://bucket/prefix"))
+
+
+def test_the_tracking_store_of_the_environment_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(DemoConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri(DemoConfig(), tmp_path) == "http://server:5000"
+    assert tracking_uri(DemoConfig(tracking_uri="http://mine:5000"), tmp_path) == "http://mine:5000"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_demo_scaled_down(demo: Demo) -> None:
@@ -100,11 +120,22 @@ def test_the_whole_demo_scaled_down(demo: Demo) -> None:
     report = (demo.folder / "report.html").read_text()
     assert report.count("data:image/png") >= 4
     assert "broken-empty.jpg" in report
+    assert '"short_side": 128' in (demo.folder / "detections" / "_run.json").read_text()
     assert (demo.folder / "pictures" / "demo.png").stat().st_size > 10_000
     identity = json.loads((demo.folder / "store" / "s3.json").read_text())["identities"][0]["credentials"][0]
     for text in (report, json.dumps(summary), demo.log.read_text()):
-        assert identity["secretKey"] not in text
         assert "Traceback" not in text
+    for file in (demo.log, *_written_in_words(demo.folder)):
+        assert identity["secretKey"].encode() not in file.read_bytes(), file
+
+
+def _written_in_words(folder: Path) -> list[Path]:
+    """Every file of the demo but the server's own: its credentials file and the volumes with the stored objects."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] != "store"]
+    files.append(folder / "store" / "weed.log")
+    names = {path.name for path in files}
+    assert {"report.html", "summary.json", "ray.log", "mlflow.db"} <= names
+    return files
 
 
 def _check_detections(demo: Demo, summary: dict[str, dict[str, int]]) -> None:

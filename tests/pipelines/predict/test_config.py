@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.predict.config import PredictConfig
 from sparse_detr.errors import ConfigError
+from sparse_detr.records import ImageSize
 
 BASE: dict[str, Any] = {"model": "m", "images": "i", "output": "o"}
 
@@ -18,7 +19,7 @@ BASE: dict[str, Any] = {"model": "m", "images": "i", "output": "o"}
         ("images", ""),
         ("output", ""),
         ("short_side", 0),
-        ("max_side", 100),
+        ("max_side", 0),
         ("max_detections", 0),
         ("batch_size", 0),
         ("workers", 0),
@@ -48,3 +49,18 @@ def test_coco_results_need_annotations() -> None:
 def test_config_travels_to_workers() -> None:
     config = PredictConfig(**BASE, keep_ratio=0.3)
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_the_image_size_is_the_given_one_else_the_models_else_that_of_coco() -> None:
+    own = ImageSize(short_side=128, max_side=160)
+    assert PredictConfig(**BASE).image_size(own) == own
+    assert PredictConfig(**BASE).image_size(None) == ImageSize(short_side=800, max_side=1333)
+    assert PredictConfig(**BASE, short_side=96).image_size(own) == ImageSize(short_side=96, max_side=160)
+    assert PredictConfig(**BASE, short_side=64, max_side=64).image_size(own) == ImageSize(short_side=64, max_side=64)
+
+
+def test_sides_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(ConfigError, match="max_side: 100 is less than short_side: 101"):
+        PredictConfig(**BASE, short_side=101, max_side=100)
+    with pytest.raises(ConfigError, match="max_side: 160 is less than short_side: 200"):
+        PredictConfig(**BASE, short_side=200).image_size(ImageSize(short_side=128, max_side=160))

@@ -11,7 +11,7 @@ from pipelines.predict.config import DetectionConfig
 from pipelines.predict.predictor import ImageResult, Predictor
 from sparse_detr.errors import ConfigError, ImageError
 from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.records import ImageBatch, Output
+from sparse_detr.records import ImageBatch, ImageSize, Output
 from sparse_detr.storage import locate
 
 FAILURES = {
@@ -48,6 +48,7 @@ class Spy(torch.nn.Module):
     def __init__(self, model: SparseDetr, poison: float | None = None) -> None:
         super().__init__()
         self.model = model
+        self.image_size = model.image_size
         self.poison = poison
         self.batches: list[ImageBatch] = []
         self.ratios: list[float | None] = []
@@ -141,6 +142,8 @@ def test_an_image_that_the_model_cannot_take_fails_alone(
 
 def test_output_that_is_not_finite_is_a_failure(model: SparseDetr, collection: Path) -> None:
     class Diverged(torch.nn.Module):
+        image_size = None
+
         def forward(self, batch: ImageBatch, keep_ratio: float | None = None) -> Output:
             output = model(batch)
             output.logits[0, 0, 0] = float("nan")
@@ -177,3 +180,11 @@ def test_check_passes_a_sound_model_and_names_a_ratio_that_it_cannot_serve(model
     dense = SparseDetr(replace(model.config, keep_ratio=1.0))
     with pytest.raises(ConfigError, match="keep_ratio"):
         Predictor(dense, _config(keep_ratio=0.5)).check()
+
+
+def test_a_tiny_model_sees_its_own_size_by_default(model: SparseDetr, collection: Path) -> None:
+    """128 pixels, as the recipe `tiny` evaluates it."""
+    spy = Spy(model)
+    spy.image_size = ImageSize(short_side=128, max_side=128)
+    Predictor(spy, DetectionConfig(model="m", images="i")).detect(locate(collection), [0], ["04.jpg"])  # type: ignore[arg-type]
+    assert [batch.pixels.shape[2:] for batch in spy.batches] == [(85, 127)]

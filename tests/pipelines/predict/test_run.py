@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import time
 from dataclasses import replace
@@ -19,8 +20,10 @@ from pipelines.predict.sinks import SCHEMA, read_detections
 from pipelines.predict.workers import Work, stream
 from pipelines.ray_session import ray_session
 from sparse_detr.errors import CheckpointError, ConfigError, ErrorBudgetError, OutputExistsError, StorageError
+from sparse_detr.model.checkpoint import save_model
 from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.storage import locate
+from sparse_detr.records import ImageSize
+from sparse_detr.storage import Location, locate
 
 Rows = dict[str, dict[str, Any]]
 
@@ -227,3 +230,48 @@ def test_mistakes_are_found_before_any_work(config: PredictConfig, model: Sparse
     with pytest.raises(ConfigError, match="GPU"):
         predict(replace(config, device="gpu"))
     assert not (tmp_path / "out" / "_run.json").exists()
+
+
+def test_the_models_own_image_size_decides(
+    finished: PredictConfig, model: SparseDetr, sound: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Without a size in the config: the same rows and the same fingerprint as with the model's size given."""
+    own = copy.deepcopy(model)
+    own.image_size = ImageSize(short_side=64, max_side=96)
+    save_model(tmp_path / "model", own)
+    given = replace(finished, model=str(tmp_path / "model"), output=str(tmp_path / "given"))
+    results = [predict(given), predict(replace(given, output=str(tmp_path / "own"), short_side=None, max_side=None))]
+    assert results[0].fingerprint == results[1].fingerprint
+    assert _found(_rows(str(tmp_path / "own"))) == _found(_rows(finished.output))
+    settings = json.loads((tmp_path / "own" / "_run.json").read_text())["settings"]
+    assert (settings["short_side"], settings["max_side"]) == (64, 96)
+
+
+def test_images_of_coco_from_folder_and_store(
+    finished: PredictConfig, shared: Path, s3: LocalS3, store: Location, tmp_path: Path
+) -> None:
+    source = shared / "data" / "coco_tiny"
+    data = json.loads((source / "annotations" / "instances_val2017.json").read_text())
+    crowd = {a["image_id"] for a in data["annotations"] if a["iscrowd"]}
+    data["images"] = sorted(data["images"], key=lambda image: (image["id"] not in crowd, image["id"]))[:6]
+    for image in data["images"]:
+        store.child("images", image["file_name"]).write_bytes(_coco_image(source, image["file_name"]))
+        locate(tmp_path).child("images", image["file_name"]).write_bytes(_coco_image(source, image["file_name"]))
+    for root in (store, locate(tmp_path)):
+        root.child("list.json").write_bytes(json.dumps(data).encode())
+        files = {name: root.child(path).uri for name, path in (("images", "images"), ("annotations", "list.json"))}
+        result = predict(replace(finished, **files, output=root.child("out").uri, coco_results=True))
+        assert (result.images, result.errors) == (6, 0)
+    here, there = _rows(str(tmp_path / "out")), _rows(store.child("out").uri)
+    assert _found(here) == _found(there)
+    assert {row["image_id"] for row in here.values()} == {image["id"] for image in data["images"]}
+    assert {key: (row["height"], row["width"]) for key, row in here.items()} == {
+        image["file_name"]: (image["height"], image["width"]) for image in data["images"]
+    }
+    results = [json.loads(root.child("out/coco_results.json").read_bytes()) for root in (store, locate(tmp_path))]
+    assert results[0] == results[1]
+    assert len(results[0]) == result.detections > 0
+
+
+def _coco_image(source: Path, name: str) -> bytes:
+    return next(source.rglob(name)).read_bytes()

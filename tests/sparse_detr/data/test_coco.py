@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparse_detr.coco_names import coco_91_classes
 from sparse_detr.data.coco import index_coco, read_coco
-from sparse_detr.data.coco_names import coco_91_classes
 from sparse_detr.errors import AnnotationError, StorageError
 from sparse_detr.records import Classes
 

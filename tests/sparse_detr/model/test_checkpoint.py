@@ -17,6 +17,7 @@ import torch
 from sparse_detr import BackboneConfig, Classes, ImageBatch, ModelConfig, SparseDetr
 from sparse_detr.errors import CheckpointError
 from sparse_detr.model.checkpoint import load_model, save_model
+from sparse_detr.records import ImageSize
 from sparse_detr.storage import Location
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def model() -> SparseDetr:
     torch.manual_seed(0)
     model = SparseDetr(CONFIG).eval()
     model.classes = CLASSES
+    model.image_size = ImageSize(short_side=96, max_side=128)
     return model
 
 
@@ -54,6 +56,7 @@ def folder(tmp_path: Path, model: SparseDetr) -> Path:
 def assert_same(ours: SparseDetr, theirs: SparseDetr) -> None:
     assert ours.config == theirs.config
     assert ours.classes == theirs.classes
+    assert ours.image_size == theirs.image_size
     assert not ours.training
     batch = ImageBatch.from_list([torch.ones(3, 64, 64)])
     with torch.no_grad():
@@ -65,6 +68,12 @@ def test_round_trip(folder: Path, model: SparseDetr) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
     assert_same(load_model(folder), model)
     assert_same(SparseDetr.from_pretrained(str(folder)), model)
+
+
+def test_folders_of_earlier_versions_tell_no_image_size(folder: Path, model: SparseDetr) -> None:
+    assert load_model(folder).image_size == model.image_size
+    edit_config(lambda c: c.pop("image_size"))(folder)
+    assert load_model(folder).image_size is None
 
 
 def test_round_trip_through_s3(s3: LocalS3, model: SparseDetr) -> None:
@@ -158,6 +167,7 @@ def exchange_weights(folder: Path) -> None:
         (edit_config(lambda c: c["model"].pop("keep_ratio")), r"config\.json: keep_ratio: missing"),
         (edit_config(lambda c: c["model"].update(heads=3)), r"config\.json: heads: 3 does not divide"),
         (edit_config(lambda c: c["classes"].update(names=["a"])), r"config\.json: classes: 1 names but 2"),
+        (edit_config(lambda c: c["image_size"].update(max_side=95)), r"config\.json: max_side: 95 is less than"),
         (edit_config(lambda c: c.pop("model")), r"config\.json: .*missing"),
     ],
 )

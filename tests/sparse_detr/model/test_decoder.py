@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse_detr import ModelConfig
-from sparse_detr.model.parts import build_decoder
+from sparse_detr.model.build import build_decoder
 from sparse_detr.model.proposals import Queries
 from sparse_detr.records import FeaturePyramid
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sparse_detr import BackboneConfig, ModelConfig
-from sparse_detr.model.parts import build_encoder
+from sparse_detr.model.build import build_encoder
 from sparse_detr.records import FeaturePyramid, TokenSelection
 
 CONFIG = ModelConfig(

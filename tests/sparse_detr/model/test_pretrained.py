@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparse_detr import BackboneConfig, ImageBatch, ModelConfig, SparseDetr
+from sparse_detr.coco_names import coco_91_classes
 from sparse_detr.errors import CheckpointError, ConfigError
 from sparse_detr.model.original_names import original_name
 from sparse_detr.model.pretrained import from_original, load_backbone
@@ -98,6 +99,12 @@ def test_learned_queries() -> None:
     assert torch.equal(detect(loaded), detect(model))
     with pytest.raises(CheckpointError, match=r"class_embed.1.bias: differs from class_embed.0.bias.*not supported"):
         from_original(state | {"class_embed.1.bias": torch.ones(5)})
+
+
+def test_a_model_of_91_labels_knows_the_classes_of_coco(model: SparseDetr) -> None:
+    coco = SparseDetr.from_original(original_state(SparseDetr(replace(LEARNED, num_classes=91))))
+    assert coco.classes == coco_91_classes()
+    assert from_original(original_state(model), 0.3).classes is None
 
 
 def test_file_with_the_authors_arguments(tmp_path: Path, model: SparseDetr, state: dict[str, Tensor]) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from sparse_detr import BackboneConfig, ImageBatch, ModelConfig, Output, SparseDetr
 from sparse_detr.errors import ConfigError
-from sparse_detr.model.build import build_model
 
 CONFIG = ModelConfig(
     num_classes=4,
@@ -28,7 +27,7 @@ LEARNED = replace(DENSE, query_source="learned", box_refinement=False, encoder_a
 
 def make(config: ModelConfig) -> SparseDetr:
     torch.manual_seed(0)
-    return build_model(config).eval()
+    return SparseDetr(config).eval()
 
 
 @pytest.fixture(scope="module")

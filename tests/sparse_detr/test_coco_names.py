@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sparse_detr.data.coco_names import COCO_CATEGORIES, coco_91_classes
+from sparse_detr.coco_names import COCO_CATEGORIES, coco_91_classes
 
 
 def test_the_table_is_that_of_coco(shared: Path) -> None:
