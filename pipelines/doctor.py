@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipelines.connections import Finding, connections
+from pipelines.ray_session import available_cpus
 
 _SHM_BYTES = 1 << 30
 
@@ -154,7 +155,7 @@ def _memory() -> Finding:
     """Ray keeps objects in /dev/shm; a small one (a container's default is 64 MiB) sends them to disk."""
     shm = Path("/dev/shm")
     free = shutil.disk_usage(shm).free if shm.is_dir() else 0
-    cpus = f"{os.cpu_count()} CPUs, {free / (1 << 30):.1f} GiB free in /dev/shm"
+    cpus = f"{available_cpus()} CPUs, {free / (1 << 30):.1f} GiB free in /dev/shm"
     if free < _SHM_BYTES:
         remedy = "give the container more: docker run --shm-size=4g"
         return Finding(group="machine", name="machine", value=cpus, state="note", remedy=remedy)

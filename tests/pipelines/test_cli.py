@@ -202,8 +202,8 @@ def test_an_interrupt_unwinds_and_gives_130(number: int) -> None:
         import sys, time
         from pipelines import cli
         def wait(_):
-            print("ready", flush=True)
             try:
+                print("ready", flush=True)
                 time.sleep(60)
             finally:
                 print("cleaned", flush=True)
