@@ -1,4 +1,4 @@
-# demo | test | check: each sets up .venv first, when it is not there or out of date.
+# demo | test | test-slow | check: each sets up .venv first, when it is not there or out of date.
 #
 #   make demo DEMO="--epochs 4 --images 500"     passes options on to `sparse-detr demo`
 #   make test TEST="-k coco"                     passes options on to pytest
@@ -15,13 +15,14 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test test-slow check clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    from nothing to detections, with a report in runs/demo/report.html"
-	@echo "make test    all tests"
-	@echo "make check   format, lint, types, direction of imports"
+	@echo "make demo       from nothing to detections, with a report in runs/demo/report.html"
+	@echo "make test       the tests"
+	@echo "make test-slow  the long ones: trainings that are killed, whole demos, jobs on a cluster"
+	@echo "make check      format, lint, types, direction of imports"
 
 setup: $(STAMP)
 
@@ -38,7 +39,10 @@ demo: $(STAMP)
 	$(BIN)/sparse-detr demo $(DEMO)
 
 test: $(STAMP)
-	$(BIN)/pytest $(TEST)
+	$(BIN)/pytest -m "not slow" $(TEST)
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m slow $(TEST)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
