@@ -22,6 +22,7 @@ from pipelines.predict.run import PredictResult, predict
 from pipelines.progress import StepProgress
 from pipelines.recipes import get_recipe
 from pipelines.report import Example, RatioPoint, Step, write_report
+from pipelines.run_tracking import closing
 from pipelines.tracking import Tracker, open_run
 from pipelines.train import TrainResult, train
 from sparse_detr.model.checkpoint import load_model
@@ -40,23 +41,9 @@ STEPS = 7
 @contextmanager
 def tracked(config: DemoConfig, place: Place) -> Iterator[Tracker]:
     """The demo's own MLflow run, under which all others nest; closed with how the demo ended."""
-    with _closed(open_run(place.tracking_uri, EXPERIMENT, "demo", tags={"verb": "demo"})) as tracker:
+    with closing(open_run(place.tracking_uri, EXPERIMENT, "demo", tags={"verb": "demo"})) as tracker:
         tracker.params(asdict(config))
         yield tracker
-
-
-@contextmanager
-def _closed(tracker: Tracker) -> Iterator[Tracker]:
-    """The run ends as FINISHED, as KILLED after Ctrl-C, as FAILED after any other exception."""
-    status = "FAILED"
-    try:
-        yield tracker
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
 
 
 def make_data(config: DemoConfig, place: Place, steps: Steps) -> DemoData:
@@ -161,7 +148,7 @@ def run_inference(
 ) -> PredictResult:
     """Ray Data: the collection in the store, into Parquet in the store."""
     settings = inference_config(config, place, data, trained)
-    with steps.step("Inference") as bar, _closed(tracker.child("inference")) as child:
+    with steps.step("Inference") as bar, closing(tracker.child("inference")) as child:
         child.params(asdict(settings))
         result = predict(settings, on_progress=bar.move)
         counts = ("images", "detections", "errors", "seconds", "images_per_second")
