@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparse_detr.errors import ConfigError
+from sparse_detr.errors import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +44,13 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         for name in ("images", "held_out", "collection", "workers", "trials", "trial_epochs", "trial_images"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)}; give at least 1")
-        if self.epochs is not None and self.epochs < 1:
-            raise ConfigError(f"epochs: {self.epochs}; give at least 1")
-        if self.trial_images > self.images:
-            raise ConfigError(f"trial_images: {self.trial_images} is more than images: {self.images}; give fewer")
-        if not self.ratios or not all(0.0 < ratio <= 1.0 for ratio in self.ratios):
-            raise ConfigError(f"ratios: {self.ratios}; give numbers in (0, 1]")
+            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}; give at least 1")
+        require(self.epochs is None or self.epochs >= 1, f"epochs: {self.epochs}; give at least 1")
+        require(
+            self.trial_images <= self.images,
+            f"trial_images: {self.trial_images} is more than images: {self.images}; give fewer",
+        )
+        require(
+            bool(self.ratios) and all(0.0 < ratio <= 1.0 for ratio in self.ratios),
+            f"ratios: {self.ratios}; give numbers in (0, 1]",
+        )

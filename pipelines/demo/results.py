@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pipelines.config import RunConfig
 from pipelines.demo.collection import IMAGE_SIZE, DemoData
 from pipelines.demo.config import DemoConfig
 from pipelines.predict.run import PredictResult
+from pipelines.ray_session import available_cpus
 from pipelines.redaction import without_secrets
 from pipelines.report import BrokenImage, Example, RatioPoint, Report, Step, Throughput, Trial, duration
 from pipelines.report import Place as ReportPlace
@@ -85,7 +85,7 @@ def make_report(config: DemoConfig, place: Place, chapters: Chapters, steps: tup
         title="Sparse DETR, from nothing to detections",
         subtitle=(
             f"{config.images:,} training and {config.held_out:,} held-out pictures of {IMAGE_SIZE} x {IMAGE_SIZE}; "
-            f"{os.cpu_count()} CPUs, Python {platform.python_version()}; {time.strftime('%d %B %Y, %H:%M')}"
+            f"{available_cpus()} CPUs, Python {platform.python_version()}; {time.strftime('%d %B %Y, %H:%M')}"
         ),
         headline={
             "AP on held-out images": f"{best['ap']:.3f}",
