@@ -161,7 +161,8 @@ class TokenSelection:
     """Which tokens the encoder updates."""
 
     saliency: Float[Tensor, "B T"]
-    """The scoring network's logit of every token (padded tokens hold the batch's minimum)."""
+    """Logit of every token: the scoring network's, or the best class logit of the objectness head. Padded tokens hold
+    the minimum of their image (of the whole batch, where the model's `scoring_mean` is "all")."""
     kept: Int[Tensor, "B K"]
     """Token indices by falling saliency; row b has `counts[b]` rows that are really updated."""
     counts: Int[Tensor, " B"]
@@ -172,7 +173,7 @@ class TokenSelection:
 class Output:
     """What the detector returns.
 
-    The last five are None or empty in evaluation unless asked for (`model(batch, with_auxiliary=True)`).
+    All after `selection` are None or empty in evaluation unless asked for (`model(batch, with_auxiliary=True)`).
     """
 
     logits: Float[Tensor, "B Q classes"]
@@ -192,7 +193,12 @@ class Output:
     """Predictions of encoder layers 0 .. E-2 on the kept tokens (on all tokens in dense mode)."""
     proposals: Predictions | None = None
     """First-stage predictions of all T tokens."""
+    class_agnostic_proposals: bool = False
+    """Whether the first logit of `proposals` stands for any object, so that all true labels count as 0 there."""
+    objectness: Predictions | None = None
+    """Predictions of all T tokens from the backbone's features, where these choose the tokens."""
     decoder_attention: DecoderAttention | None = None
+    """None with full attention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
