@@ -17,8 +17,9 @@ class Attended(NamedTuple):
     """What the module found, and where it looked."""
 
     output: Float[Tensor, "B Q C"]
-    locations: Float[Tensor, "B Q M L P 2"]
-    weights: Float[Tensor, "B Q M L P"]
+    locations: Float[Tensor, "B Q M L P 2"] | None
+    """None where attention does not sample."""
+    weights: Float[Tensor, "B Q M L P"] | None
 
 
 class DeformableAttention(nn.Module):

@@ -65,7 +65,7 @@ def canonical(key: str, config: ModelConfig) -> str:
     if alias is None:
         return key
     index = int(alias["index"]) + (config.decoder_layers + 1 if alias["owner"] == "encoder" else 0)
-    if not config.box_refinement and index < config.decoder_layers:
+    if config.shared_heads and index < config.decoder_layers:
         index = 0  # One head serves all decoder layers.
     return f"{alias['kind']}_embed.{index}.{key[alias.end() :]}"
 
@@ -106,6 +106,8 @@ def infer_config(state: Mapping[str, Tensor], arguments: Mapping[str, Any], keep
         queries=int(arguments.get("num_queries", 300)) if learned is None else learned,
         query_source="top_k" if two_stage else "learned",
         box_refinement=two_stage,
+        shared_heads=not two_stage,
+        scoring_mean="all",
         keep_ratio=_keep_ratio("transformer.enc_mask_predictor.layer1.0.weight" in state, arguments, keep_ratio),
         encoder_auxiliary_loss=_count(state, "class_embed.") > decoder_layers + 1,
         dropout=float(arguments.get("dropout", 0.1)),

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from sparse_detr import Output, SparseDetr
 from sparse_detr.evaluation.postprocess import postprocess
-from sparse_detr.losses.attention_map import dam_target, decoder_attention_map
+from sparse_detr.losses.attention_map import dam_target
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.losses.criterion import Criterion, LossReport
 from sparse_detr.model.original_names import canonical, original_name
 from sparse_detr.model.proposals import Queries
+from sparse_detr.ops.attention_map import decoder_attention_map
 from sparse_detr.records import FeaturePyramid
 
 NAME = "r50_sparse_rho0.1"
