@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sparse_detr.ops.attention_map import decoder_attention_map
+from sparse_detr.ops.attention_share import attention_share
 from sparse_detr.records import DecoderAttention
 
 SHAPES = ((4, 5), (2, 2))
@@ -28,6 +29,20 @@ def test_equals_the_authors_accumulation(shared: Path):
     attention = DecoderAttention(locations=core["dam_loc"], weights=core["dam_attn"])
     dam = decoder_attention_map(attention, shapes)
     torch.testing.assert_close(dam, core["dam_out"].sum(dim=(1, 2)), atol=1e-5, rtol=1e-5)
+
+
+def test_equals_the_authors_accumulation_of_every_layer_and_head_and_their_correlation(shared: Path):
+    core = {key: torch.from_numpy(value) for key, value in np.load(shared / "golden" / "core.npz").items()}
+    shapes = tuple((h, w) for h, w in core["core_shapes"].tolist())
+    for layer in range(core["dam_out"].shape[1]):
+        for head in range(core["dam_out"].shape[2]):
+            part = (slice(None), slice(layer, layer + 1), slice(None), slice(head, head + 1))
+            attention = DecoderAttention(locations=core["dam_loc"][part], weights=core["dam_attn"][part])
+            dam = decoder_attention_map(attention, shapes)
+            torch.testing.assert_close(dam, core["dam_out"][:, layer, head], atol=1e-6, rtol=1e-5)
+    attention = DecoderAttention(locations=core["dam_loc"], weights=core["dam_attn"])
+    share = attention_share(decoder_attention_map(attention, shapes), core["dam_top"], shapes)
+    torch.testing.assert_close(share.T, core["dam_corr"], rtol=1e-5, atol=1e-6)
 
 
 def test_whole_pixels_hit_one_token_and_half_pixels_four():
