@@ -15,8 +15,8 @@ class BackboneConfig:
     """The network under the detector: image to maps of strides 8, 16 and 32."""
 
     name: BackboneName = "resnet50"
-    """`swin_tiny` is the detection variant of Swin-T. `resnet_tiny` is a ResNet of basic blocks with widths 32, 64, 96,
-    128 for small images and CPUs; two 3x3 convolutions of stride 2 stand in place of the 7x7 one and the max pooling."""
+    """`swin_tiny` is the detection variant of Swin-T. `resnet_tiny` is a ResNet of basic blocks with widths 32, 64, 96
+    and 128 for small images and CPUs; two 3x3 convolutions of stride 2 stand in place of the 7x7 one and pooling."""
     norm: Literal["frozen_batch_norm", "group_norm"] = "frozen_batch_norm"
     """Of ResNets; Swin has layer norms. Frozen batch norm wants pretrained weights, group norm trains from nothing."""
     frozen_stages: int = 2
