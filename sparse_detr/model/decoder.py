@@ -89,6 +89,8 @@ class Decoder(nn.Module):
             if with_auxiliary:
                 attention.append(attended)
             last = index == len(self.layers) - 1
+            if not (last or with_auxiliary or self.refine):
+                continue
             head = cast(DetectionHead, self.heads[min(index, len(self.heads) - 1)])
             normed, start = self.norm(content), inverse_sigmoid(references)
             if last or with_auxiliary:

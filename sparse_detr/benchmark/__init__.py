@@ -1,0 +1,1 @@
+"""What models cost: counted by a formula, measured, and compared with the paper. Needs no Ray."""
