@@ -145,7 +145,7 @@ def _evaluate(args: Arguments) -> int:
     from pipelines.evaluate import EvaluateConfig
 
     config = _parse(EvaluateConfig, "sparse-detr evaluate", args)
-    from pipelines.verbs import evaluate_verb
+    from pipelines.evaluate_verb import evaluate_verb
 
     return evaluate_verb(config)
 
@@ -157,6 +157,32 @@ def _predict(args: Arguments) -> int:
     from pipelines.verbs import predict_verb
 
     return predict_verb(config)
+
+
+def _cost(args: Arguments) -> int:
+    chosen = _recipe("sparse-detr cost", args)
+    if chosen is None:
+        return 0 if args else 2
+    from pipelines.cost import CostConfig, cost_verb
+
+    return cost_verb(chosen[0], _parse(CostConfig, f"sparse-detr cost {chosen[0]}", chosen[1]))
+
+
+def _explain(args: Arguments) -> int:
+    from pipelines.explain import ExplainConfig, explain_verb
+
+    named = ["--image", *args] if args and not args[0].startswith("-") else args
+    return explain_verb(_parse(ExplainConfig, "sparse-detr explain", named))
+
+
+def _convert(args: Arguments) -> int:
+    from pipelines.convert import ConvertConfig, convert_verb
+
+    words = 0
+    while words < min(2, len(args)) and not args[words].startswith("-"):
+        words += 1
+    named = [part for pair in zip(("--source", "--output"), args[:words], strict=False) for part in pair]
+    return convert_verb(_parse(ConvertConfig, "sparse-detr convert", [*named, *args[words:]]))
 
 
 def _doctor(args: Arguments) -> int:
@@ -226,6 +252,7 @@ VERBS = {
     "train": Verb("train a recipe with Ray Train", _train, "RECIPE [OPTIONS]"),
     "evaluate": Verb("COCO's numbers of a model on annotated images", _evaluate),
     "predict": Verb("detections of an image collection into Parquet", _predict),
+    "explain": Verb("one picture of what a model sees in an image, and why", _explain, "IMAGE [OPTIONS]"),
     "sweep": Verb("search keep ratio and loss weights with Ray Tune", _sweep, "RECIPE [OPTIONS]"),
     "submit": Verb("send any verb to a running cluster; status, logs, stop", _submit, "[OPTIONS] -- VERB ..."),
     "data": Verb(
@@ -233,6 +260,8 @@ VERBS = {
         lambda args: _dispatch("sparse-detr data", DATA_VERBS, args),
         "WHAT [OPTIONS]",
     ),
+    "convert": Verb("the authors' checkpoints into model folders, and back", _convert, "SOURCE OUTPUT [OPTIONS]"),
+    "cost": Verb("parameters, multiply-adds and latency of a recipe or a model folder", _cost, "RECIPE [OPTIONS]"),
     "doctor": Verb("what is installed, what will be used, what is wrong", _doctor),
 }
 

@@ -52,20 +52,21 @@ class Conversion(NamedTuple):
 
 
 def from_original(
-    source: Mapping[str, Tensor] | str | Path, keep_ratio: float | None = None, hints: Hints | None = None
+    source: Mapping[str, Any] | str | Path, keep_ratio: float | None = None, hints: Hints | None = None
 ) -> SparseDetr:
     """The model of an authors' checkpoint, in evaluation mode; `convert_original` also says what was mapped."""
     return convert_original(source, keep_ratio, hints).model
 
 
 def convert_original(
-    source: Mapping[str, Tensor] | str | Path, keep_ratio: float | None = None, hints: Hints | None = None
+    source: Mapping[str, Any] | str | Path, keep_ratio: float | None = None, hints: Hints | None = None
 ) -> Conversion:
     """The model of an authors' checkpoint, in evaluation mode. One of 91 labels gets the class names of COCO.
 
     Args:
-        source: their state_dict, or where their `.pth` file is: a path, `s3://` or `https://` address as in
-            `sparse_detr.download`. Read with `weights_only`, so no code of the file runs.
+        source: their state_dict, alone or in the dict that their `.pth` file holds; or where that file is: a path,
+            `s3://` or `https://` address as in `sparse_detr.download`. Read with `weights_only`, so no code of the file
+            runs.
         keep_ratio: the one it was trained with; needed for sparse models where the file does not tell.
         hints: what no tensor shows, where the file's arguments are absent or wrong.
 
@@ -74,35 +75,10 @@ def convert_original(
         ConfigError: a keep ratio that is lacking, or one or a hint that does not go with the model.
         StorageError: the file cannot be reached, or its checksum is another.
     """
-    if isinstance(source, Mapping):
-        return convert_state(source, {}, "state_dict", keep_ratio, hints)
-    name = str(parse_address(source))
-    state, arguments = read_original(read_checked(source), name)
-    return convert_state(state, arguments, name, keep_ratio, hints)
-
-
-def convert_state(
-    state: Mapping[str, Tensor],
-    arguments: Mapping[str, Any],
-    name: str,
-    keep_ratio: float | None = None,
-    hints: Hints | None = None,
-) -> Conversion:
-    """`convert_original` of what `read_original` returned; `name` is what error messages call it."""
-    ignored = tuple(key for key in state if key.endswith(_COUNTERS))
-    state = _without_prefix({key: value for key, value in state.items() if key not in ignored})
-    config, assumed = infer_config(_by_number(state), arguments, keep_ratio, hints)
-    model = SparseDetr(config)
-    names = {original_name(key, config): key for key in model.state_dict()}
-    own = dict(zip(names, model.state_dict().values(), strict=True))
-    tensors, copies = _without_aliases(state, config)
-    _fill_constants(tensors, own)
-    check_keys(own, tensors, name)
-    model.load_state_dict({names[key]: value for key, value in tensors.items()})
-    coco = coco_91_classes()
-    model.classes = coco if config.num_classes == len(coco) else None
-    report = ConversionReport(config=config, mapped=names, aliases=copies, ignored=ignored, assumed=assumed)
-    return Conversion(model.eval(), report)
+    name = "state_dict" if isinstance(source, Mapping) else str(parse_address(source))
+    tree = dict(source) if isinstance(source, Mapping) else read_pickle(read_checked(source), name)
+    state, arguments = _unpack(tree, name)
+    return _convert(state, arguments, name, keep_ratio, hints)
 
 
 def to_original(model: SparseDetr, *, ignore_scoring_mean: bool = False) -> dict[str, Tensor]:
@@ -140,13 +116,8 @@ def original_file(model: SparseDetr, *, ignore_scoring_mean: bool = False) -> by
     return buffer.getvalue()
 
 
-def read_original(content: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State and arguments of an authors' `.pth` file. No code of the file runs: whatever asks for it is refused.
-
-    Raises:
-        CheckpointError: unsafe, cut short or foreign.
-    """
-    tree = read_pickle(content, name)
+def _unpack(tree: object, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State and arguments of what a `.pth` file holds."""
     arguments: dict[str, Any] = {}
     if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
         found = tree.get("args")
@@ -156,6 +127,25 @@ def read_original(content: bytes, name: str) -> tuple[dict[str, Tensor], dict[st
     if not isinstance(tree, dict) or not tree or not all(isinstance(value, Tensor) for value in tree.values()):
         raise CheckpointError(f"{name}: holds no state_dict; give a .pth file of the Sparse DETR authors' code")
     return {str(key): value for key, value in tree.items()}, arguments
+
+
+def _convert(
+    state: Mapping[str, Tensor], arguments: Mapping[str, Any], name: str, keep_ratio: float | None, hints: Hints | None
+) -> Conversion:
+    ignored = tuple(key for key in state if key.endswith(_COUNTERS))
+    state = _without_prefix({key: value for key, value in state.items() if key not in ignored})
+    config, assumed = infer_config(_by_number(state), arguments, keep_ratio, hints)
+    model = SparseDetr(config)
+    names = {original_name(key, config): key for key in model.state_dict()}
+    own = dict(zip(names, model.state_dict().values(), strict=True))
+    tensors, copies = _without_aliases(state, config)
+    _fill_constants(tensors, own)
+    check_keys(own, tensors, name)
+    model.load_state_dict({names[key]: value for key, value in tensors.items()})
+    coco = coco_91_classes()
+    model.classes = coco if config.num_classes == len(coco) else None
+    report = ConversionReport(config=config, mapped=names, aliases=copies, ignored=ignored, assumed=assumed)
+    return Conversion(model.eval(), report)
 
 
 def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,5 +181,5 @@ def _without_aliases(state: Mapping[str, Tensor], config: ModelConfig) -> tuple[
 def _fill_constants(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
     """Swin's table of window offsets follows from the architecture: it may lack, but not differ."""
     for key, value in own.items():
-        if key.endswith(_CONSTANTS) and not torch.equal(tensors.setdefault(key, value), value):
+        if key.endswith(_CONSTANTS) and not torch.equal(tensors.setdefault(key, value).to(value), value):
             raise CheckpointError(f"{key}: differs from that of Swin's windows of 7x7 tokens; give a Swin-T checkpoint")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_detr.errors import ConfigError
 from sparse_detr.model import build
 from sparse_detr.model.config import ModelConfig
 from sparse_detr.model.decoder import Decoded
 from sparse_detr.model.encoder import Encoded
+from sparse_detr.model.original_config import Hints
 from sparse_detr.model.proposals import ProposalGrid, Queries, TopKQueries, proposal_grid
 from sparse_detr.model.scoring_network import Scored
 from sparse_detr.model.token_selection import select_tokens
@@ -77,12 +79,14 @@ class SparseDetr(nn.Module):
         )
 
     @classmethod
-    def from_original(cls, source: Mapping[str, Tensor] | str | Path, keep_ratio: float | None = None) -> SparseDetr:
-        """The model of an authors' checkpoint, in evaluation mode; see `pretrained.from_original`."""
+    def from_original(
+        cls, source: Mapping[str, Any] | str | Path, keep_ratio: float | None = None, hints: Hints | None = None
+    ) -> SparseDetr:
+        """The model of an authors' checkpoint, in evaluation mode; `pretrained.convert_original` says what is what."""
         # Imported here and below because these modules build this class.
         from sparse_detr.model.pretrained import from_original
 
-        return from_original(source, keep_ratio)
+        return from_original(source, keep_ratio, hints)
 
     @classmethod
     def from_pretrained(cls, path_or_uri: str | Path) -> SparseDetr:

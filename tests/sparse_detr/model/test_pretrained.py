@@ -184,6 +184,7 @@ def test_file_with_the_authors_arguments(tmp_path: Path, state: dict[str, Tensor
     )  # fmt: skip
     assert from_original(str(path), 0.5).config.keep_ratio == 0.5
     assert SparseDetr.from_original(path, hints=Hints(heads=8)).config.heads == 8
+    assert SparseDetr.from_original(torch.load(path, weights_only=False)).config == found.config
 
 
 @pytest.mark.parametrize(
