@@ -25,6 +25,8 @@ from sparse_detr.losses.criterion import Criterion, LossReport
 from sparse_detr.model.original_names import canonical, original_name
 from sparse_detr.ops.attention_map import decoder_attention_map
 
+pytestmark = pytest.mark.slow
+
 RATIOS = {"r50_deformable_two_stage": None, "r50_sparse_rho0.3": 0.3, "swint_sparse_rho0.1": 0.1}
 Pair = tuple[Tensor, Tensor]
 
