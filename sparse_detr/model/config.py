@@ -101,8 +101,8 @@ class ModelConfig:
     """What makes a token worth updating: a scoring network that is trained on the decoder attention map (DAM), or the
     best class score of a detection head on the backbone's features."""
     scoring_mean: Literal["valid", "all"] = "valid"
-    """The scoring network compares a token with the mean over its image's own tokens, or over all with the padding,
-    as the authors' weights want it: an image's result then depends on the batch it is in."""
+    """The scoring network compares a token with the mean over its image's own tokens, or over all with the padding, as
+    the authors' weights want it: the more an image is padded, the more the padding then counts."""
     encoder_auxiliary_loss: bool = True
     """Detection heads (and losses) on every encoder layer but the last."""
     dropout: float = 0.1

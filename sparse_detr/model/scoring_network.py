@@ -25,7 +25,7 @@ class ScoringNetwork(nn.Module):
 
     It is trained to tell the tokens that the decoder attends to; detection losses do not pass through it.
     `mean_over_all` counts padded tokens into the mean, and gives them the smallest logit of the whole batch, as the
-    authors' weights want it. Otherwise nothing of an image's saliency depends on its padding.
+    authors' weights want it. Otherwise padded tokens change no other token's saliency.
     """
 
     def __init__(self, channels: int, *, mean_over_all: bool = False) -> None:
