@@ -82,19 +82,17 @@ def convert(config: ConvertConfig) -> ConvertResult:
         StorageError: source or output cannot be reached.
     """
     if _is_ours(config.source):
-        unused = {"keep_ratio": config.keep_ratio}
-        unused |= {f"hints.{entry.name}": getattr(config.hints, entry.name) for entry in fields(config.hints)}
-        for name, value in unused.items():
-            require(
-                value is None,
-                f"{name}: {value}; it tells about the authors' checkpoints, but {config.source} is a model folder of "
-                "ours, leave it out",
-            )
+        _refuse_options_of_theirs(config)
         output = checked_file(config.output, overwrite=config.overwrite)
         model = load_model(config.source)
         report = original_report(model)
         output.write_bytes(original_file(model, ignore_scoring_mean=config.ignore_scoring_mean))
         return ConvertResult(direction="to the authors'", output=output.uri, report=report, parts=_parts(model, report))
+    require(
+        not config.ignore_scoring_mean,
+        f"ignore_scoring_mean: True; it tells about models of ours, but {parse_address(config.source)} is a checkpoint "
+        "of the authors, leave it out",
+    )
     output = _checked_folder(config.output, overwrite=config.overwrite)
     model, report = convert_original(config.source, config.keep_ratio, config.hints)
     save_model(output.uri, model)
@@ -121,6 +119,17 @@ def convert_verb(config: ConvertConfig) -> int:
     kind = "Our model folder" if result.direction == "to ours" else "A checkpoint for the authors' code"
     console.print(f"{kind}: {result.output}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _refuse_options_of_theirs(config: ConvertConfig) -> None:
+    given = {"keep_ratio": config.keep_ratio}
+    given |= {f"hints.{entry.name}": getattr(config.hints, entry.name) for entry in fields(config.hints)}
+    for name, value in given.items():
+        require(
+            value is None,
+            f"{name}: {value}; it tells about the authors' checkpoints, but {config.source} is a model folder of "
+            "ours, leave it out",
+        )
 
 
 def _is_ours(source: str) -> bool:

@@ -16,10 +16,8 @@ from sparse_detr.errors import CheckpointError, ConfigError
 from sparse_detr.model.checkpoint import load_model
 from sparse_detr.model.config import ModelConfig
 from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.records import ImageSize
+from sparse_detr.records import COCO_IMAGE_SIZE, ImageSize
 from sparse_detr.storage import locate
-
-_DEFAULT_SIZE = ImageSize(short_side=800, max_side=1333)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +78,7 @@ def _find(source: str) -> tuple[ModelConfig, ImageSize, SparseDetr | None]:
         if "/" in source or locate(source).exists():
             raise
         raise ConfigError(_no_recipe(source)) from error
-    return model.config, model.image_size or _DEFAULT_SIZE, model
+    return model.config, model.image_size or COCO_IMAGE_SIZE, model
 
 
 def _no_recipe(name: str) -> str:

@@ -34,7 +34,7 @@ class EvaluateConfig(DetectionConfig):
 
     annotations: str
     """COCO JSON with the true boxes of the images below `images`."""
-    keep_ratio: tuple[float, ...] = ()
+    keep_ratio: tuple[float, ...] | None = None
     """Shares of each image's tokens that the encoder updates, in (0, 1]; by default the ratio of the training. Several
     give a table and a plot: precision, cost and time of the one model at each."""
     output: str | None = None
@@ -50,17 +50,19 @@ class EvaluateConfig(DetectionConfig):
 
     def __post_init__(self) -> None:
         DetectionConfig.__post_init__(self)
+        require(self.keep_ratio != (), "keep_ratio: no number; give one or more in (0, 1], or leave it out")
+        ratios = self.keep_ratio or ()
         require(
-            len(set(self.keep_ratio)) == len(self.keep_ratio),
-            f"keep_ratio: {self.keep_ratio} has a ratio twice; give each once",
+            len({f"{ratio:g}" for ratio in ratios}) == len(ratios),
+            f"keep_ratio: {ratios} has a ratio twice, in the six digits that name its file; give each once",
         )
         require(
             self.plot is None or self.plot.lower().endswith(".png"),
             f"plot: {self.plot}; the plot is a PNG, give a name in .png",
         )
         require(
-            self.plot is None or len(self.keep_ratio) > 1,
-            f"plot: {self.plot} with {len(self.keep_ratio)} keep ratios; give keep_ratio two or more",
+            self.plot is None or len(ratios) > 1,
+            f"plot: {self.plot} with {len(ratios)} keep ratios; give keep_ratio two or more",
         )
 
     @property
@@ -122,8 +124,9 @@ def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> 
     category_of = match_categories(model.classes, model.config.num_classes, index.classes)
     model_config = model.config
     del model  # the workers have their own
-    config = replace(config, keep_ratio=config.keep_ratio or (model_config.keep_ratio,))
-    tallies = {ratio: RatioTally(keep_ratio=ratio) for ratio in config.keep_ratio}
+    asked = config.keep_ratio or (model_config.keep_ratio,)
+    config = replace(config, keep_ratio=asked)
+    tallies = {ratio: RatioTally(keep_ratio=ratio) for ratio in asked}
     for rows in _detect(config, index, on_progress):
         for ratio, tally in tallies.items():
             tally.add(rows.filter(pc.equal(rows.column("keep_ratio"), ratio)), category_of)
@@ -153,13 +156,14 @@ class _Files:
 
 def _checked_files(config: EvaluateConfig) -> _Files:
     """What will be written, found to be free before any work."""
-    several = len(config.keep_ratio) > 1
+    ratios = config.keep_ratio or ()
+    several = len(ratios) > 1
     names: list[str] = []
     if config.output is not None:
         stem, dot, ending = config.output.rpartition(".")
         if not dot or "/" in ending:
             stem, ending = config.output, "json"
-        names = [f"{stem}-{ratio:g}.{ending}" for ratio in config.keep_ratio] if several else [config.output]
+        names = [f"{stem}-{ratio:g}.{ending}" for ratio in ratios] if several else [config.output]
     plot = config.plot or (f"{stem}.png" if config.output is not None else "keep_ratios.png")
     return _Files(
         detections=tuple(checked_file(name, overwrite=config.overwrite) for name in names),

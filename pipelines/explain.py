@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,13 @@ from sparse_detr.errors import ImageError, StorageError, require
 from sparse_detr.evaluation.postprocess import postprocess
 from sparse_detr.model.checkpoint import load_model
 from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.records import Detections, ImageBatch, ImageSize, Targets
+from sparse_detr.records import COCO_IMAGE_SIZE, Detections, ImageBatch, ImageSize, Targets
 from sparse_detr.storage import check_access, locate
 from sparse_detr.visualize import Picture, TokenReport, draw_explanation
+from sparse_detr.visualize.explanation import NO_ATTENTION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_COCO_SIZE = ImageSize(short_side=800, max_side=1333)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +93,16 @@ class Explanation:
         }
         if report.shares is not None:
             counts = () if report.kept is None else report.on_levels(report.kept)
-            rows["attention on kept tokens"] = report.shares[0]
+            rows["attention on kept tokens"] = _share(report.shares[0])
             for level, (share, count, (height, width)) in enumerate(
                 zip(report.shares[1:], counts, report.shapes, strict=True)
             ):
-                rows[f"  level {level}"] = f"{share:.4g}  ({count} of {height * width} kept)"
+                rows[f"  level {level}"] = f"{_share(share)}  ({count} of {height * width} kept)"
         return rows
+
+
+def _share(share: float) -> str:
+    return NO_ATTENTION if math.isnan(share) else f"{share:.4g}"
 
 
 def explain_image(
@@ -125,7 +129,7 @@ def explain_image(
         ConfigError: the model cannot run at this keep ratio.
         ImageError: it gives numbers that are not finite.
     """
-    size = size or model.image_size or _COCO_SIZE
+    size = size or model.image_size or COCO_IMAGE_SIZE
     transform = EvalTransform(short_side=size.short_side, max_side=size.max_side)
     pixels, _ = transform(image, np.zeros((0, 4)), np.zeros(0, np.int64))
     device = next(model.parameters()).device
@@ -159,7 +163,7 @@ def explain(config: ExplainConfig) -> Explanation:
         raise StorageError(f"image: {source.uri} is {'a folder' if source.exists() else 'not there'}; name one file")
     image = decode_image(source.read_bytes(), name=source.uri)
     model = load_model(folder.uri)
-    own = model.image_size or _COCO_SIZE
+    own = model.image_size or COCO_IMAGE_SIZE
     size = ImageSize(short_side=config.short_side or own.short_side, max_side=config.max_side or own.max_side)
     ratio = model.config.keep_ratio if config.keep_ratio is None else config.keep_ratio
     name = source.uri.rpartition("/")[2]

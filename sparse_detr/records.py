@@ -123,6 +123,10 @@ class ImageSize:
         )
 
 
+COCO_IMAGE_SIZE = ImageSize(short_side=800, max_side=1333)
+"""The authors' for COCO, where neither user nor model says another."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeaturePyramid:
     """Projected backbone features of all levels, flattened row by row, fine to coarse."""

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparse_detr.errors import require
-from sparse_detr.records import ImageSize
-
-_COCO_SIZE = ImageSize(short_side=800, max_side=1333)
+from sparse_detr.records import COCO_IMAGE_SIZE, ImageSize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +72,7 @@ class DetectionConfig:
         Raises:
             ConfigError: the longer side would be less than the shorter one.
         """
-        own = own or _COCO_SIZE
+        own = own or COCO_IMAGE_SIZE
         return ImageSize(short_side=self.short_side or own.short_side, max_side=self.max_side or own.max_side)
 
 

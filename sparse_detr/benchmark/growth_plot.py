@@ -10,7 +10,7 @@ from sparse_detr.benchmark.encoder_run import EncoderRun, token_shapes
 from sparse_detr.benchmark.growth import LIMIT_BYTES, Kind, attention_map_bytes, kinds, layer_operations
 
 _SIDES = tuple(int(256 * 2 ** (step / 4)) for step in range(17))
-_COLOURS = ("#9333ea", "#e8590c", "#0f9d76", "#2563eb")
+_COLOURS = ("#9333ea", "#d8a4f8", "#e8590c", "#0f9d76", "#2563eb")
 _GIB = 2**30
 
 
@@ -22,7 +22,9 @@ def draw(measured: Mapping[str, Mapping[int, EncoderRun]], picture: Path) -> Non
     operations, memory, seconds = figure.subplots(1, 3)
     for (name, kind), colour in zip(kinds().items(), _COLOURS, strict=True):
         counted = [layer_operations(kind.config, side) / 1e9 for side in _SIDES]
-        operations.plot(_SIDES, counted, color=colour, linewidth=2, label=name)
+        # Without the map the operations are those with it: dots on the same line.
+        same = kind.config.attention == "full" and not kind.keeps_map
+        operations.plot(_SIDES, counted, color=colour, linewidth=2, linestyle=":" if same else "-", label=name)
         _draw_memory(memory, kind, measured[name], colour)
         fitting = [(side, run.seconds) for side, run in measured[name].items() if run.seconds is not None]
         seconds.plot(*zip(*fitting, strict=True), color=colour, marker="o", linewidth=1.5)

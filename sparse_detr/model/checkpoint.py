@@ -74,8 +74,8 @@ def _entry(data: bytes) -> dict[str, Any]:
 
 def _read_json(folder: Location, name: str) -> Mapping[str, Any]:
     file = folder.child(name)
-    if not folder.is_dir():
-        kind = "a file" if folder.exists() else "absent"
+    kind = _other_kind(folder)
+    if kind is not None:
         raise CheckpointError(
             f"{folder.uri}: {kind}, not a model folder; give a folder that holds {WEIGHTS}, {CONFIG} and {MANIFEST}, "
             "and load an authors' .pth file with SparseDetr.from_original"
@@ -83,6 +83,14 @@ def _read_json(folder: Location, name: str) -> Mapping[str, Any]:
     if not file.exists():
         raise CheckpointError(f"{file.uri}: missing, so the model was not written to its end; give a complete one")
     return _parse_json(file.read_bytes(), file.uri)
+
+
+def _other_kind(folder: Location) -> str | None:
+    """What stands there instead of a model folder, whole or not; None where it is one."""
+    if not folder.is_dir():
+        return "a file" if folder.exists() else "absent"
+    ours = any(folder.child(name).exists() for name in (MANIFEST, CONFIG, WEIGHTS))
+    return None if ours else "a folder without any file of a model"
 
 
 def _parse_json(data: bytes, uri: str) -> Mapping[str, Any]:

@@ -85,7 +85,7 @@ def infer_config(
 
     Raises:
         CheckpointError: not a checkpoint of this family.
-        ConfigError: the keep ratio is lacking, or it or a hint does not go with the model.
+        ConfigError: the keep ratio is lacking or wrong, or it or a hint does not go with the model.
     """
     hints, args = hints or Hints(), _Arguments(arguments)
     _refuse_dilation(args)
@@ -195,13 +195,17 @@ def _keep_ratio(sparse: bool, arguments: Mapping[str, Any], keep_ratio: float | 
         if keep_ratio not in (None, 1.0):
             raise ConfigError(f"keep_ratio: {keep_ratio}, but the checkpoint is dense; leave keep_ratio out or give 1")
         return 1.0
-    ratio = arguments.get("rho") if keep_ratio is None else keep_ratio
-    if not isinstance(ratio, (int, float)) or not 0.0 < ratio < 1.0:
-        raise ConfigError(
-            f"keep_ratio: {ratio}; the checkpoint has a scoring network and does not say how many tokens it keeps, "
-            "give the number it was trained with, in (0, 1), such as 0.1"
-        )
-    return float(ratio)
+    said = arguments.get("rho")
+    ratio = said if keep_ratio is None else keep_ratio
+    if isinstance(ratio, (int, float)) and 0.0 < ratio < 1.0:
+        return float(ratio)
+    if keep_ratio is not None:
+        fault = f"keep_ratio: {keep_ratio}; the checkpoint has a scoring network, so it is sparse (args.rho: {said})"
+    elif said is not None:
+        fault = f"args.rho: {said!r} in the checkpoint is no number in (0, 1); keep_ratio wins over it"
+    else:
+        fault = "keep_ratio: None; the checkpoint has a scoring network and does not say how many tokens it keeps"
+    raise ConfigError(f"{fault}, give the number it was trained with, in (0, 1), such as 0.1")
 
 
 def _backbone(state: Mapping[str, Tensor], args: _Arguments) -> BackboneConfig:

@@ -15,13 +15,15 @@ from torch import Tensor
 from sparse_detr.coco_names import coco_91_classes
 from sparse_detr.download import parse_address, read_checked
 from sparse_detr.errors import CheckpointError
+from sparse_detr.model.checkpoint import MANIFEST
 from sparse_detr.model.config import ModelConfig
 from sparse_detr.model.original_arguments import original_arguments
 from sparse_detr.model.original_config import Hints, infer_config
 from sparse_detr.model.original_names import aliases, canonical, number_of_head, original_name
 from sparse_detr.model.sparse_detr import SparseDetr
 from sparse_detr.model.state import check_keys
-from sparse_detr.model.tensor_file import read_pickle
+from sparse_detr.model.tensor_file import is_safetensors, read_pickle
+from sparse_detr.storage import locate
 
 _COUNTERS = ("num_batches_tracked", "total_params", "total_ops")
 _CONSTANTS = "relative_position_index"
@@ -76,7 +78,7 @@ def convert_original(
         StorageError: the file cannot be reached, or its checksum is another.
     """
     name = "state_dict" if isinstance(source, Mapping) else str(parse_address(source))
-    tree = dict(source) if isinstance(source, Mapping) else read_pickle(read_checked(source), name)
+    tree = dict(source) if isinstance(source, Mapping) else _read(source)
     state, arguments = _unpack(tree, name)
     return _convert(state, arguments, name, keep_ratio, hints)
 
@@ -114,6 +116,16 @@ def original_file(model: SparseDetr, *, ignore_scoring_mean: bool = False) -> by
     buffer = io.BytesIO()
     torch.save({"model": {key: moved[id(value)] for key, value in state.items()}, "args": arguments}, buffer)
     return buffer.getvalue()
+
+
+def _read(source: str | Path) -> object:
+    address, content = parse_address(source), read_checked(source)
+    if is_safetensors(content) and not address.on_web:
+        folder = locate(locate(address.uri).uri.rpartition("/")[0] or "/")
+        if folder.child(MANIFEST).exists():
+            raise CheckpointError(f"{address}: it is one file of a model folder of ours; give the folder, {folder.uri}")
+    remedy = "give a .pth file of the Sparse DETR authors' code, of tensors and plain values"
+    return read_pickle(content, str(address), remedy)
 
 
 def _unpack(tree: object, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

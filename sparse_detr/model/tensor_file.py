@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
+import re
 import struct
 from collections.abc import Mapping
 
@@ -24,6 +25,10 @@ _DAMAGE = (
     struct.error,
 )  # fmt: skip
 """What torch raises when a byte of a file is wrong, depending on which."""
+_BEGINNINGS = (b"PK\x03\x04", b"\x80")
+"""Of a zip file and of a pickle: what torch writes now, and what it wrote before version 1.6."""
+_CODE = re.compile(r"GLOBAL (?P<name>[\w.]+)|call reduce for|Can only (create new object|build)")
+"""In what torch says where a file asks for a function or class beyond tensors and plain containers."""
 
 
 def read_sections(content: bytes, source: str) -> Sections:
@@ -36,8 +41,7 @@ def read_sections(content: bytes, source: str) -> Sections:
     Raises:
         CheckpointError: neither of both, cut short, asks to run code, or has no tensors.
     """
-    # A safetensors file begins with 8 bytes of length and a JSON object; no form of PyTorch has a brace there.
-    tree = _read_safetensors(content, source) if content[8:9] == b"{" else read_pickle(content, source)
+    tree = _read_safetensors(content, source) if is_safetensors(content) else read_pickle(content, source)
     sections: Sections = {}
     _collect(tree, "", sections)
     if not sections:
@@ -45,8 +49,18 @@ def read_sections(content: bytes, source: str) -> Sections:
     return sections
 
 
-def read_pickle(content: bytes, source: str) -> object:
+def is_safetensors(content: bytes) -> bool:
+    """Whether a file is of this form: 8 bytes of length and a JSON object. No form of PyTorch has a brace there."""
+    return content[8:9] == b"{"
+
+
+def read_pickle(content: bytes, source: str, remedy: str = "give a .pth or safetensors file of tensors") -> object:
     """What `torch.save` wrote, tensors and plain containers, with the command line's Namespace if it is there.
+
+    Args:
+        content: the file.
+        source: its name, for messages.
+        remedy: what to give instead of a file that is refused, for messages.
 
     Raises:
         CheckpointError: not such a file, cut short, or asks to run code.
@@ -54,15 +68,24 @@ def read_pickle(content: bytes, source: str) -> object:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{source}: refused, it is no PyTorch file or asks to run code while it is read ({_first_line(error)}); "
-            "give a .pth or safetensors file of tensors"
-        ) from error
-    except _DAMAGE as error:
-        raise CheckpointError(
-            f"{source}: cannot be read as a PyTorch checkpoint ({_first_line(error)}); fetch it again"
-        ) from error
+    except (pickle.UnpicklingError, *_DAMAGE) as error:
+        raise CheckpointError(f"{source}: {_refusal(content, error, remedy)}") from error
+
+
+def _refusal(content: bytes, error: Exception, remedy: str) -> str:
+    """Why, in our words: torch's message advises to read the file again and let its code run."""
+    text = str(error)
+    if not content.startswith(_BEGINNINGS):
+        return f"refused, it is no PyTorch file; {remedy}"
+    if "TorchScript" in text:
+        return f"refused, it is a TorchScript program; {remedy}"
+    reason = _first_line(error)
+    if isinstance(error, pickle.UnpicklingError):
+        if code := _CODE.search(text):
+            name = f" ({code['name']})" if code["name"] else ""
+            return f"refused, it asks to run code while it is read{name}; {remedy}"
+        reason = (text.partition("WeightsUnpickler error:")[2].strip() or "damaged").splitlines()[0]
+    return f"cannot be read as a PyTorch checkpoint ({reason}); fetch it again"
 
 
 def _read_safetensors(content: bytes, source: str) -> dict[str, Tensor]:

@@ -20,6 +20,8 @@ from sparse_detr.visualize.style import Picture
 from sparse_detr.visualize.tokens import AGREEMENT_COLOURS, agreement_overlay, kept_tokens_overlay, saliency_overlay
 
 GAP = 14
+NO_ATTENTION = "none at all"
+"""Instead of the share of a level's attention, where it got none."""
 _LEGEND = tuple(zip(AGREEMENT_COLOURS, ("kept and attended", "kept only", "attended only: missed"), strict=True))
 
 
@@ -196,7 +198,7 @@ def _agreement(image: Picture, report: TokenReport, kept: Tensor, attended: Tens
 
 
 def _percent(share: float) -> str:
-    return "none at all" if math.isnan(share) else f"{share:.0%}"
+    return NO_ATTENTION if math.isnan(share) else f"{share:.0%}"
 
 
 def _resized(image: Picture, size: tuple[int, int]) -> Picture:

@@ -55,11 +55,11 @@ def draw_sheet(
     left_height = large.shape[0] + gap + round(entries * text.size * 1.6)
     columns = max((len(section.tiles) for section in sections), default=0)
     width = 2 * margin + large.shape[1] + (columns * (tile[0] + gap) + gap if columns else 0)
-    height = top + max(left_height, len(sections) * row_height) + margin
+    first = round(text.size * 1.9) if sections else 0  # the large picture's top stands level with the first tiles'
+    height = top + max(first + left_height, len(sections) * row_height) + margin
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, margin), shorten(facts.title, title, width - 2 * margin), fill=_INK, font=title)
-    first = round(text.size * 1.9) if sections else 0  # the large picture's top stands level with the first tiles'
     sheet.paste(Image.fromarray(large), (margin, top + first))
     _draw_facts(draw, lines, facts.legend, (margin, top + first + large.shape[0] + gap), text)
     x = margin + large.shape[1] + 2 * gap

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-from sparse_detr import Output, SparseDetr
+from sparse_detr import Output, SparseDetr, Targets
 from sparse_detr.losses.attention_map import dam_target
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.losses.criterion import Criterion, LossReport
@@ -28,6 +28,7 @@ from sparse_detr.ops.attention_map import decoder_attention_map
 pytestmark = pytest.mark.slow
 
 RATIOS = {"r50_deformable_two_stage": None, "r50_sparse_rho0.3": 0.3, "swint_sparse_rho0.1": 0.1}
+CASES = ("AB", "B")
 Pair = tuple[Tensor, Tensor]
 
 
@@ -207,6 +208,8 @@ def losses(logits: Tensor, boxes: Tensor, targets: list[tuple[Tensor, Tensor]]) 
 class Run:
     """Our forward, losses and gradients, and the reference's."""
 
+    case: str
+    """The images of the batch: both, of which one is padded, or one alone."""
     recording: Any
     model: SparseDetr
     output: Output
@@ -216,32 +219,33 @@ class Run:
     terms: dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=RATIOS)
+@pytest.fixture(scope="module", params=[(name, case) for name in RATIOS for case in CASES], ids="-".join)
 def run(request: pytest.FixtureRequest, recording: Callable[[str], Any]) -> Run:
-    found = recording(request.param)
-    model = SparseDetr.from_original(found.state, RATIOS[request.param])
+    name, case = request.param
+    found = recording(name)
+    model = SparseDetr.from_original(found.state, RATIOS[name])
     seen: dict[str, Any] = {}
     parts = {"backbone": model.backbone, "feature_projection": model.feature_projection}
     hooks = [
         part.register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, output))
         for name, part in parts.items()
     ]
-    output = model(found.images("AB"), with_auxiliary=True)
+    output = model(found.images(case), with_auxiliary=True)
     for hook in hooks:
         hook.remove()
-    report = Criterion(LossConfig())(output, found.targets("AB"))
+    report = Criterion(LossConfig())(output, found.targets(case))
     report.total.backward()
-    reference = Reference(found, seen["feature_projection"], RATIOS[request.param])
-    terms = reference_terms(found, reference, output)
+    reference = Reference(found, seen["feature_projection"], RATIOS[name])
+    terms = reference_terms(found, found.targets(case), reference, output)
     return Run(
-        recording=found, model=model, output=output, report=report, seen=seen,
+        case=case, recording=found, model=model, output=output, report=report, seen=seen,
         reference=reference, terms=terms,
     )  # fmt: skip
 
 
-def reference_terms(recording: Any, reference: Reference, output: Output) -> dict[str, Tensor]:
+def reference_terms(recording: Any, objects: list[Targets], reference: Reference, output: Output) -> dict[str, Tensor]:
     """All losses of the reference, after their gradients went into its weights."""
-    targets = [(target.labels, target.boxes.double()) for target in recording.targets("AB")]
+    targets = [(target.labels, target.boxes.double()) for target in objects]
     anything = [(torch.zeros_like(labels), boxes) for labels, boxes in targets]
     specific = "--eff_specific_head" in recording.keys["flags"]
     terms = {}
@@ -291,7 +295,7 @@ def test_predictions(run: Run) -> None:
     sets |= {f"_{layer}": found for layer, found in enumerate(output.decoder_auxiliary)}
     sets |= {f"_enc_{layer}": found for layer, found in enumerate(output.encoder_auxiliary)}
     assert set(sets) == set(run.reference.results)
-    everything = torch.arange(output.proposals.logits.shape[1]).expand(2, -1)
+    everything = torch.arange(output.proposals.logits.shape[1]).expand(len(tokens), -1)
     for suffix, found in sets.items():
         logits, boxes = run.reference.results[suffix]
         if suffix == "_enc":
@@ -331,18 +335,21 @@ def test_gradients(run: Run) -> None:
     assert compared == len(trained - before)
 
 
-@pytest.mark.parametrize("run", ["r50_sparse_rho0.3"], indirect=True)
+@pytest.mark.parametrize("run", [("r50_sparse_rho0.3", case) for case in CASES], ids="-".join, indirect=True)
 def test_keep_ratio_30_starts_like_the_recorded_10(run: Run, recording: Callable[[str], Any]) -> None:
     recorded = recording("r50_sparse_rho0.1")
     for level, features in enumerate(run.seen["backbone"]):
-        theirs = recorded.array("AB", f"backbone{level}_sub")
+        theirs = recorded.array(run.case, f"backbone{level}_sub")
         scale = theirs.abs().max().item()
         torch.testing.assert_close(features[:, ::64, ::5, ::7].detach(), theirs, atol=1e-5 * scale, rtol=0)
-    selection, saliency = run.output.selection, recorded.array("AB", "mask_prediction")
+    selection, saliency = run.output.selection, recorded.array(run.case, "mask_prediction")
     assert selection is not None
     torch.testing.assert_close(selection.saliency.detach(), saliency, atol=1e-5, rtol=0)
-    # 1020 and 160/192 x 224/256 of them: 30% of each, cut off, and one more.
-    tokens = (~recorded.array("AB", "mask_flatten")).sum(1)
-    assert selection.counts.tolist() == [int(count * 0.3) + 1 for count in tokens.tolist()] == [307, 225]
+    # Of 1020 tokens, and of 747 for the smaller image, with padding or without: 30% of each, cut off, and one more.
+    tokens = (~recorded.array(run.case, "mask_flatten")).sum(1)
+    counts = {"A": 307, "B": 225}
+    assert selection.counts.tolist() == [int(count * 0.3) + 1 for count in tokens.tolist()]
+    assert selection.counts.tolist() == [counts[image] for image in run.case]
     for image, kept in enumerate(selection.kept):
-        assert set(kept.tolist()) == set(saliency[image].topk(307).indices.tolist())
+        most = max(selection.counts.tolist())
+        assert set(kept.tolist()) == set(saliency[image].topk(most).indices.tolist())

@@ -134,6 +134,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (("train", "tiny", "--training.epochs", "many"), "many"),
         (("demo", "--images", "0"), "images: 0; give at least 1"),
         (("predict", "--model", "m"), "--images"),
+        (("evaluate", "--model", "m", "--images", "i", "--annotations", "a", "--keep-ratio"), "keep_ratio: no number"),
         (("submit", "--address", "http://127.0.0.1:9"), "no verb"),
         (("submit", "--address", "head", "--", "doctor"), "http://head:8265"),
         (("data", "check", "--annotations", "/none.json", "--images", "/none"), "/none.json"),

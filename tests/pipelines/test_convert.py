@@ -142,11 +142,15 @@ def test_mistakes_leave_nothing_behind(
     refused("attack.pth: refused", tmp_path / "attack.pth", out)
     assert not (tmp_path / "hacked").exists()
     refused("does not exist", tmp_path / "absent.pth", out)
-    refused("keep_ratio: 1.0", checkpoint, out, "--keep-ratio", 1)
+    refused("so it is sparse (args.rho: 0.3), give the number", checkpoint, out, "--keep-ratio", 1)
+    refused("ignore_scoring_mean: True; it tells about models of ours", checkpoint, out, "--ignore-scoring-mean")
+    (tmp_path / "other").mkdir()
+    refused("not a model folder", tmp_path / "other", out)
     refused("http:// can be read", "http://example.org/a.pth", out)
     save_model(tmp_path / "valid", SparseDetr(replace(CONFIG, scoring_mean="valid")))
     refused("scoring_mean: 'valid'", tmp_path / "valid", out)
     refused("it tells about the authors' checkpoints", tmp_path / "valid", out, "--hints.heads", 4)
+    refused(f"give the folder, {tmp_path / 'valid'}", tmp_path / "valid" / "model.safetensors", out)
     assert run(tmp_path / "valid", out, "--ignore-scoring-mean") == 0
 
 

@@ -198,6 +198,8 @@ def test_several_ratios_of_a_dense_model_are_refused_by_name(config: EvaluateCon
     [
         ({"keep_ratio": (0.1, 1.2)}, r"keep_ratio: 1\.2; give a number in \(0, 1\]"),
         ({"keep_ratio": (0.1, 0.1)}, "has a ratio twice"),
+        ({"keep_ratio": (0.3, 0.1, 0.30000001)}, "has a ratio twice, in the six digits that name its file"),
+        ({"keep_ratio": ()}, "keep_ratio: no number"),
         ({"keep_ratio": (0.1, 0.2), "plot": "plot.pdf"}, r"plot: plot\.pdf; .*\.png"),
         ({"plot": "plot.png"}, "with 0 keep ratios"),
     ],

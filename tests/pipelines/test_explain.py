@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 
 from pipelines import cli
-from pipelines.explain import ExplainConfig, explain
+from pipelines.explain import ExplainConfig, Explanation, explain
 from sparse_detr.errors import CheckpointError, ConfigError, ImageError, OutputExistsError, StorageError
 from sparse_detr.model.checkpoint import save_model
 from sparse_detr.model.config import BackboneConfig, ModelConfig
 from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.records import Classes, ImageSize
+from sparse_detr.records import Classes, Detections, ImageSize
 from sparse_detr.storage import Location, locate
+from sparse_detr.visualize import TokenReport
 
 SPARSE = ModelConfig(num_classes=2, backbone=BackboneConfig(name="resnet_tiny", norm="group_norm", frozen_stages=0),
                      channels=32, heads=4, levels=3, encoder_layers=1, decoder_layers=2, feedforward_channels=32,
@@ -62,6 +63,19 @@ def test_the_command_writes_a_picture_and_shows_the_shares(
     assert cli.main(arguments) == 2
     assert "why.png exists" in " ".join(capsys.readouterr().err.split())
     assert cli.main([*arguments, "--overwrite"]) == 0
+
+
+def test_a_level_without_attention_has_no_share() -> None:
+    report = TokenReport(shapes=((2, 2), (1, 1)), kept=torch.tensor([0, 4]), shares=(0.25, 0.5, float("nan")))
+    detections = Detections(scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64), boxes=torch.zeros(0, 4))
+    found = Explanation(picture=np.zeros((1, 1, 3), np.uint8), report=report, detections=detections)
+    assert list(found.summary(0.4).values()) == [
+        0,
+        "2 of 5",
+        "0.25",
+        "0.5  (1 of 4 kept)",
+        "none at all  (1 of 1 kept)",
+    ]
 
 
 def test_keep_ratio_and_size_reach_the_model(model: str, image: Path, tmp_path: Path) -> None:

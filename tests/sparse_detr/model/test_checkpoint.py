@@ -184,3 +184,8 @@ def test_what_is_no_model_folder(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"a file, not a model folder; .*from_original"):
         load_model(tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"a folder without any file of a model, not a model folder; give"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not written to its end"):
+        load_model(tmp_path)

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from sparse_detr import BackboneConfig, ImageBatch, ModelConfig, SparseDetr
 from sparse_detr.coco_names import coco_91_classes
 from sparse_detr.errors import CheckpointError, ConfigError, StorageError
+from sparse_detr.model.checkpoint import save_model
 from sparse_detr.model.original_config import Hints
 from sparse_detr.model.original_names import original_name
 from sparse_detr.model.pretrained import convert_original, from_original, original_file, to_original
@@ -197,7 +199,8 @@ def test_file_with_the_authors_arguments(tmp_path: Path, state: dict[str, Tensor
         ({"nheads": 0}, "heads: 0; transformer.encoder.layers.0.self_attn.attention_weights.bias has 48"),
         ({"nheads": 5}, "heads: 5; .* which 5 heads and 3 levels do not divide"),
         ({"dilation": True}, "args.dilation: True"),
-        ({"rho": "much"}, "keep_ratio: much; the checkpoint has a scoring network"),
+        ({"rho": "much"}, r"args.rho: 'much' in the checkpoint is no number in \(0, 1\).*; keep_ratio wins over it"),
+        ({"rho": 1.0}, r"args.rho: 1.0 in the checkpoint is no number in \(0, 1\)"),
     ],
 )
 def test_arguments_that_cannot_be(
@@ -237,8 +240,12 @@ def test_pickle_with_code_is_refused(tmp_path: Path, state: dict[str, Tensor], p
         torch.save({"model": state, "args": argparse.Namespace(rho=0.3, device=attack)}, path)
     else:
         torch.save({"model": state, "args": argparse.Namespace(rho=0.3)} | {place: attack}, path)
-    with pytest.raises(CheckpointError, match=r"model.pth: refused"):
+    with pytest.raises(CheckpointError) as caught:
         from_original(path, 0.3)
+    assert str(caught.value) == (
+        f"{path}: refused, it asks to run code while it is read ({os.mkdir.__module__}.mkdir); give a .pth file of the "
+        "Sparse DETR authors' code, of tensors and plain values"
+    )
     assert not target.exists()
     if place != "plain":
         torch.load(path, weights_only=False)
@@ -252,7 +259,7 @@ def test_damaged_files(tmp_path: Path, state: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointError, match=r"model.pth: cannot be read as a PyTorch checkpoint"):
         from_original(path, 0.3)
     path.write_text("not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"model.pth: refused, it is no PyTorch file"):
+    with pytest.raises(CheckpointError, match=r"model.pth: refused, it is no PyTorch file; give a .pth file of the"):
         from_original(path, 0.3)
     path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"model.pth"):
@@ -261,6 +268,32 @@ def test_damaged_files(tmp_path: Path, state: dict[str, Tensor]) -> None:
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=r"model.pth: holds no state_dict"):
             from_original(path, 0.3)
+
+
+@pytest.mark.filterwarnings("ignore:.*(TorchScript|torch.jit)")
+def test_what_torch_refuses_is_told_without_its_advice(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"model": state, "args": argparse.Namespace(rho=0.3, output=Path("runs"))}, path)
+    with pytest.raises(CheckpointError, match=r"asks to run code while it is read \(pathlib\.\w+\); give") as caught:
+        from_original(path)
+    assert "torch.load" not in str(caught.value)
+    path.write_bytes(b"\x80\x02\x95")  # an operand that torch does not know, so nothing says that it is code
+    with pytest.raises(CheckpointError, match=r"cannot be read as a PyTorch checkpoint \(Unsupported operand 149\); f"):
+        from_original(path)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    with pytest.raises(CheckpointError, match=r"model.pth: refused, it is a TorchScript program; give a .pth file"):
+        from_original(path)
+
+
+def test_safetensors_are_not_offered_and_our_own_are_known(tmp_path: Path) -> None:
+    model = SparseDetr(CONFIG)
+    save_model(tmp_path / "ours", model)
+    for source in (tmp_path / "ours" / "model.safetensors", str(tmp_path / "ours" / "model.safetensors")):
+        with pytest.raises(CheckpointError, match=rf"of a model folder of ours; give the folder, {tmp_path}/ours$"):
+            from_original(source)
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, tmp_path / "alone.safetensors")
+    with pytest.raises(CheckpointError, match=r"alone.safetensors: refused, it is no PyTorch file; give a .pth file"):
+        from_original(tmp_path / "alone.safetensors")
 
 
 def test_checksum_of_a_file(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -298,11 +331,13 @@ def test_foreign_state_dicts(state: dict[str, Tensor], change: Callable[[Any], A
         from_original(state, 0.3)
 
 
-def test_keep_ratio_must_go_with_the_model(state: dict[str, Tensor]) -> None:
-    with pytest.raises(ConfigError, match="keep_ratio: None; the checkpoint has a scoring network"):
+def test_keep_ratio_must_go_with_the_model(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    with pytest.raises(ConfigError, match="keep_ratio: None; the checkpoint has a scoring network and does not say"):
         from_original(state)
-    with pytest.raises(ConfigError, match=r"keep_ratio: 1.0; the checkpoint has"):
+    with pytest.raises(ConfigError, match=r"keep_ratio: 1.0; .* it is sparse \(args.rho: None\), give .* in \(0, 1\)"):
         from_original(state, 1.0)
+    with pytest.raises(ConfigError, match=r"keep_ratio: 1.0; .* it is sparse \(args.rho: 0.3\), give .* in \(0, 1\)"):
+        from_original(save(tmp_path / "model.pth", state, rho=0.3), 1.0)
     dense = {key: value for key, value in state.items() if "enc_mask_predictor" not in key}
     assert from_original(dense).config.keep_ratio == 1.0
     with pytest.raises(ConfigError, match=r"keep_ratio: 0.1, but the checkpoint is dense"):

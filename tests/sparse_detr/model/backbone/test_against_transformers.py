@@ -94,7 +94,7 @@ def pixels(size: tuple[int, int]) -> Tensor:
 
 @pytest.fixture(scope="module")
 def swins() -> tuple[Swin, nn.Module]:
-    ours = Swin(BackboneConfig(name="swin_tiny")).eval()
+    ours = Swin(BackboneConfig(name="swin_tiny", frozen_stages=0)).eval()  # gradients of all are compared
     fill(ours)
     theirs = transformers.SwinBackbone(transformers.SwinConfig(out_features=["stage2", "stage3", "stage4"])).eval()
     load(theirs, map_across(ours.state_dict(), SWIN_RULES), spare=r"^swin\.layernorm\.|relative_position_index$")
@@ -106,6 +106,35 @@ def test_swin(swins: tuple[Swin, nn.Module], size: tuple[int, int]) -> None:
     ours, theirs = swins
     with torch.no_grad():
         assert_equal_features(ours(pixels(size)), theirs(pixels(size)).feature_maps)
+
+
+def gradients(model: nn.Module, maps: tuple[Tensor, ...], weights: list[Tensor]) -> dict[str, Tensor]:
+    """Of every parameter that the maps depend on, for a random sum of the maps."""
+    model.zero_grad()
+    total = sum(((level * weight).sum() for level, weight in zip(maps, weights, strict=True)), torch.zeros(()))
+    total.backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("size", SIZES[:3])
+def test_swin_gradients(swins: tuple[Swin, nn.Module], size: tuple[int, int]) -> None:
+    ours, theirs = swins
+    image, maps = pixels(size), ours(pixels(size))
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(level.shape, generator=generator) for level in maps]
+    found = map_across(gradients(ours, maps, weights), SWIN_RULES)
+    wanted = gradients(theirs, theirs(image).feature_maps, weights)
+    assert set(found) == set(wanted) == set(map_across(dict(ours.named_parameters()), SWIN_RULES))
+    for name, gradient in wanted.items():
+        if name.endswith("attention.k_proj.bias"):
+            # It shifts all logits of a query alike, so that in theory nothing changes: what is there is rounding.
+            scale = wanted[name.replace("k_proj", "q_proj")].abs().max().item()
+            assert max(gradient.abs().max().item(), found[name].abs().max().item()) < 1e-4 * scale, name
+        else:
+            scale = gradient.abs().max().item()
+            assert scale > 1e-2, name
+            difference = (found[name] - gradient).abs().max().item()
+            assert difference < 1e-4 * scale, name
 
 
 @pytest.fixture(scope="module", params=["resnet18", "resnet50", "resnet101"])
