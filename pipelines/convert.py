@@ -8,6 +8,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from pipelines.config import field_values
 from pipelines.console import listing, rows_table, values_table
 from pipelines.output_file import checked_file
 from sparse_detr.config_dict import to_dict
@@ -103,7 +104,7 @@ def convert_verb(config: ConvertConfig) -> int:
     """Convert, and show the configuration and what was mapped."""
     result = convert(config)
     console, report = Console(), result.report
-    console.print(values_table("Configuration", _flat(to_dict(report.config))))
+    console.print(values_table("Configuration", field_values(to_dict(report.config))))
     columns = ("tensors", "aliases", "numbers")
     rows = [
         {"part": part} | {name: f"{getattr(count, name):,}" for name in columns} for part, count in result.parts.items()
@@ -171,10 +172,3 @@ def _parts(model: SparseDetr, report: ConversionReport) -> dict[str, PartCount]:
 
 def _part(name: str) -> str:
     return name.partition(".")[0].replace("_", " ")
-
-
-def _flat(values: dict[str, object], before: str = "") -> dict[str, object]:
-    rows: dict[str, object] = {}
-    for name, value in values.items():
-        rows |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-    return rows

@@ -74,7 +74,8 @@ def parse_address(path_or_uri: str | Path) -> Address:
     uri = path_or_uri[: found.start()] if found else path_or_uri
     sha256 = found[1].lower() if found else ""
     if found and not _DIGITS.fullmatch(sha256):
-        raise StorageError(f"{uri}: sha256={found[1]!r} is no checksum; give 8 to 64 hex digits, best all 64")
+        shown = Address(uri=uri, sha256="")
+        raise StorageError(f"{shown}: sha256={found[1]!r} is no checksum; give 8 to 64 hex digits, best all 64")
     if uri.startswith("http://"):
         raise StorageError(f"{uri.partition('?')[0]}: http:// can be read and changed on its way; give https://")
     if uri.startswith("https://"):

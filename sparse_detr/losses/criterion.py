@@ -17,7 +17,7 @@ from sparse_detr.losses.matcher import match
 from sparse_detr.losses.token_scoring import token_scoring_loss
 from sparse_detr.ops.attention_map import decoder_attention_map
 from sparse_detr.ops.attention_share import attention_share
-from sparse_detr.records import DecoderAttention, Output, Predictions, Targets, TokenSelection
+from sparse_detr.records import Output, Predictions, Shapes, Targets, TokenSelection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,12 @@ class Criterion:
                 proposals, proposal_terms, _ = self._detection(agnostic, anything, num_boxes)
                 total, terms = total + proposals, terms | proposal_terms
             if output.selection is not None and output.decoder_attention is not None:
-                total = total + self._token_scoring(output, output.selection, output.decoder_attention, terms, metrics)
+                dam = decoder_attention_map(output.decoder_attention, output.shapes)
+                metrics |= _overlap(dam, output.selection, output.shapes)
+                if output.objectness is None:  # which is trained by its own detections
+                    scoring = _token_scoring(dam, output.selection, output.token_padding)
+                    total = total + self.config.token_scoring_weight * scoring
+                    terms["loss_mask_prediction"] = scoring.detach()
         return LossReport(total=total, terms=terms, metrics=metrics)
 
     def _detection(
@@ -102,25 +107,16 @@ class Criterion:
         }
         return total, terms, class_error(logits, matching, labels)
 
-    def _token_scoring(
-        self,
-        output: Output,
-        selection: TokenSelection,
-        attention: DecoderAttention,
-        terms: dict[str, Tensor],
-        metrics: dict[str, Tensor],
-    ) -> Tensor | float:
-        """The weighted loss of the scoring network, if there is one; adds its term, and the overlap to the metrics."""
-        dam = decoder_attention_map(attention, output.shapes)
-        shares = attention_share(dam, selection.kept, output.shapes).mean(0)
-        names = ("all", *map(str, range(len(output.shapes))))
-        metrics |= {f"corr_mask_attn_map_dec_{name}": share for name, share in zip(names, shares, strict=True)}
-        if output.objectness is not None:  # trained by its own detections
-            return 0.0
-        target = dam_target(dam, output.token_padding, selection.counts, selection.kept.shape[1])
-        loss = token_scoring_loss(selection.saliency.float(), target)
-        terms["loss_mask_prediction"] = loss.detach()
-        return self.config.token_scoring_weight * loss
+
+def _overlap(dam: Tensor, selection: TokenSelection, shapes: Shapes) -> dict[str, Tensor]:
+    shares = attention_share(dam, selection.kept, shapes).mean(0)
+    names = ("all", *map(str, range(len(shapes))))
+    return {f"corr_mask_attn_map_dec_{name}": share for name, share in zip(names, shares, strict=True)}
+
+
+def _token_scoring(dam: Tensor, selection: TokenSelection, padding: Tensor) -> Tensor:
+    target = dam_target(dam, padding, selection.counts, selection.kept.shape[1])
+    return token_scoring_loss(selection.saliency.float(), target)
 
 
 def prediction_sets(output: Output) -> dict[str, Predictions]:

@@ -187,3 +187,10 @@ def test_addresses_that_are_none(address: str, message: str) -> None:
 
 def test_messages_show_no_query() -> None:
     assert str(parse_address("https://host/a-01234567.pth?key=secret")) == "https://host/a-01234567.pth"
+
+
+def test_no_message_shows_the_query_of_an_address() -> None:
+    for address in ("https://host/a.pth?token=hush#sha256=xyz", "http://host/a.pth?token=hush"):
+        with pytest.raises(StorageError, match=r"host/a\.pth: ") as caught:
+            parse_address(address)
+        assert "hush" not in str(caught.value)
