@@ -51,6 +51,35 @@ def deformable_attention(
     return output.view(batch, queries, heads * width)
 
 
+def fused_deformable_attention(
+    value: Float[Tensor, "B T M D"],
+    shapes: Shapes,
+    references: Float[Tensor, "B Q L size"],
+    offsets: Float[Tensor, "B Q M L P 2"],
+    logits: Float[Tensor, "B Q M L P"],
+) -> Float[Tensor, "B Q MD"]:
+    """The same from reference points (or boxes), raw offsets and logits; see `locate`."""
+    weights = logits.flatten(3).softmax(-1).view_as(logits)
+    return deformable_attention(value, shapes, locate(references, offsets, shapes), weights)
+
+
+def locate(
+    references: Float[Tensor, "B Q L size"], offsets: Float[Tensor, "B Q M L P 2"], shapes: Shapes
+) -> Float[Tensor, "B Q M L P 2"]:
+    """Sampling locations (Deformable DETR, appendix A.3 and A.4).
+
+    Beside (x, y), offsets are in cells of the level; beside (cx, cy, w, h), in half extents over P.
+    """
+    return references[:, :, None, :, None, :2] + offsets * location_step(references, shapes, offsets.shape[4])
+
+
+def location_step(references: Float[Tensor, "B Q L size"], shapes: Shapes, points: int) -> Tensor:
+    """What an offset of 1 moves the location, broadcast over heads and points."""
+    if references.shape[-1] == 4:
+        return references[:, :, None, :, None, 2:] * (0.5 / points)
+    return 1 / references.new_tensor([(width, height) for height, width in shapes])[:, None]
+
+
 class _WeightedRows(torch.autograd.Function):
     """Weighted sums of rows of a table: `embedding_bag` with a backward that is twice as fast on a CPU.
 
