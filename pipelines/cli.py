@@ -168,6 +168,13 @@ def _doctor(args: Arguments) -> int:
     return doctor_verb(config)
 
 
+def _bench(args: Arguments) -> int:
+    from sparse_detr.benchmark.op import OpBenchConfig, run_bench
+
+    run_bench(_parse(OpBenchConfig, "sparse-detr bench op", args), sys.stdout.write)
+    return 0
+
+
 def _data_verb(kind: str, word: str) -> Callable[[Arguments], int]:
     def run(args: Arguments) -> int:
         from pipelines import data, verbs
@@ -231,6 +238,11 @@ VERBS = {
     "data": Verb(
         "make and check data sets: import-voc, shapes, check",
         lambda args: _dispatch("sparse-detr data", DATA_VERBS, args),
+        "WHAT [OPTIONS]",
+    ),
+    "bench": Verb(
+        "measure: op",
+        lambda args: _dispatch("sparse-detr bench", {"op": Verb("the op against what others do", _bench)}, args),
         "WHAT [OPTIONS]",
     ),
     "doctor": Verb("what is installed, what will be used, what is wrong", _doctor),

@@ -21,7 +21,7 @@ SPARSE_DETR_INLINE typename Channels<T>::Real products(const T* gradient, const 
   for (int u = 0; u < units; ++u) C::read(gradient + u * C::width, given + u * C::parts);
   const auto part = [&](int lane) SPARSE_DETR_LAMBDA {
     const T* cell = values + index[lane];
-    Real sum;
+    Real sum{};
 #pragma GCC unroll 8
     for (int u = 0; u < units; ++u) {
       Real row[C::parts];
