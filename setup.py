@@ -99,7 +99,13 @@ class BuildOp(build_ext):
             objects += self.compiler.compile(
                 [str(CSRC / "cpu" / "kernels.cpp")],
                 output_dir=str(Path(self.build_temp) / name),
-                extra_postargs=["-std=c++20", "-fvisibility=hidden", f"-DSPARSE_DETR_ISA={name}", *KERNEL_FLAGS, *flags],
+                extra_postargs=[
+                    "-std=c++20",
+                    "-fvisibility=hidden",
+                    f"-DSPARSE_DETR_ISA={name}",
+                    *KERNEL_FLAGS,
+                    *flags,
+                ],
             )
         build = f"torch {importlib.metadata.version('torch')}, {' '.join(INSTRUCTION_SETS)}"
         objects += self.compiler.compile(

@@ -108,7 +108,7 @@ def by_grid_sample(value: Tensor, references: Tensor, offsets: Tensor, logits: T
     weights = logits.flatten(3).softmax(-1)
     grids = 2 * reference.locate(references, offsets, SHAPES) - 1
     samples = []
-    for level, part in enumerate(value.split([h * w for h, w in SHAPES], dim=1)):
+    for level, part in enumerate(value.split_with_sizes([h * w for h, w in SHAPES], dim=1)):
         maps = part.flatten(2).transpose(1, 2).reshape(images * heads, -1, *SHAPES[level])
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
         samples.append(functional.grid_sample(maps, grid, padding_mode="zeros", align_corners=False))
@@ -139,7 +139,7 @@ def contestants(dtype: torch.dtype, first: bool) -> dict[str, Contestant]:
 def _transformers() -> Contestant | None:
     """The sampling of Hugging Face's Deformable DETR, called as it comes, with softmax and locations before it."""
     try:
-        from transformers.models.deformable_detr.modeling_deformable_detr import (  # type: ignore[import-not-found]
+        from transformers.models.deformable_detr.modeling_deformable_detr import (
             MultiScaleDeformableAttention,
         )
     except ImportError:
@@ -172,9 +172,7 @@ def inputs(queries: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return value.to(device), references.to(device), offsets.to(device), logits.to(device)
 
 
-def _measure_case(
-    config: OpBenchConfig, name: str, threads: int, backward: bool, bandwidth: float
-) -> Iterator[Timing]:
+def _measure_case(config: OpBenchConfig, name: str, threads: int, backward: bool, bandwidth: float) -> Iterator[Timing]:
     value, references, offsets, logits = inputs(QUERIES[name], config.device)
     runs: dict[tuple[str, str], Callable[[], object]] = {}
     for kind in config.types:
@@ -222,7 +220,7 @@ def _timed(run: Callable[[], object], device: str) -> float:
         start = time.perf_counter()
         run()
         return (time.perf_counter() - start) * 1e3
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     run()
     end.record()

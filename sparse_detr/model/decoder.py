@@ -48,9 +48,7 @@ class DecoderLayer(nn.Module):
         placed = content + position
         mixed, _ = self.self_attention(placed, placed, content, need_weights=False)
         content = self.self_attention_norm(content + self.dropout(mixed))
-        attended: Attended = self.cross_attention(
-            content + position, references, memory, pyramid, with_samples
-        )
+        attended: Attended = self.cross_attention(content + position, references, memory, pyramid, with_samples)
         content = self.cross_attention_norm(content + self.dropout(attended.output))
         return self.feedforward(content), attended
 

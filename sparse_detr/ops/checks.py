@@ -22,9 +22,7 @@ def check_fused(value: Tensor, shapes: Shapes, references: Tensor, offsets: Tens
     _check_kind(value, "references", references)
 
 
-def _check_samples(
-    value: Tensor, shapes: Shapes, positions: tuple[str, Tensor], weights: tuple[str, Tensor]
-) -> None:
+def _check_samples(value: Tensor, shapes: Shapes, positions: tuple[str, Tensor], weights: tuple[str, Tensor]) -> None:
     if value.ndim != 4:
         raise ConfigError(f"value: shape {tuple(value.shape)}; give [B, T, M, D]")
     batch, tokens, heads, _ = value.shape

@@ -7,6 +7,7 @@ whatever the value's type (float64 stays float64).
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from sparse_detr.records import Shapes
 _TYPES = {"cpu": (torch.float32, torch.float64, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def backend(device: str = "cpu") -> str:
     """Which kernel runs on that kind of device: `native` (csrc/), or `reference`, plain torch."""
     compiled = native().loaded if device == "cpu" else device == "cuda" and native_cuda().loaded
@@ -131,6 +132,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     value, locations, weights = ctx.saved_tensors
     needed = ctx.needs_input_grad
+    _refuse_if_deterministic(value, needed[0])
     gradients = torch.ops.sparse_detr.deformable_attention_backward(
         gradient.contiguous(), value, ctx.shapes, locations, weights, needed[0], needed[2] or needed[3]
     )
@@ -140,6 +142,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 def _fused_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     value, references, offsets, logits = ctx.saved_tensors
     needed = ctx.needs_input_grad
+    _refuse_if_deterministic(value, needed[0])
     if needed[2]:
         return _where_needed(needed, *_with_references(gradient, value, ctx.shapes, references, offsets, logits))
     for_value, for_offsets, for_logits = torch.ops.sparse_detr.fused_deformable_attention_backward(
@@ -167,6 +170,14 @@ def _with_references(
     inner = (weights * for_weights).sum(dim=(3, 4), keepdim=True)
     for_logits = weights * (for_weights - inner)
     return for_value, None, for_references, (for_locations * step).to(offsets.dtype), for_logits.to(logits.dtype)
+
+
+def _refuse_if_deterministic(value: Tensor, needed: bool) -> None:
+    if needed and value.is_cuda and torch.are_deterministic_algorithms_enabled():
+        message = "deformable attention adds the value's gradient atomically on CUDA, in no fixed order"
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError(f"{message}; set SPARSE_DETR_OP=reference, or do not ask for deterministic algorithms")
+        warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def _where_needed(needed: tuple[bool, ...], *gradients: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -108,7 +108,7 @@ def _load(name: str, needs: str) -> str | None:
     if not path.is_file():
         return f"the compiled op is missing ({path.name}): install {needs}, then {_REBUILD}"
     try:
-        torch.ops.load_library(path)
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"{path.name} does not load in torch {torch.__version__} ({error}): {_REBUILD}"
     return None

@@ -1,4 +1,4 @@
-"""The compiled kernels against the formula: random shapes and types, hostile places, gradients, threads, compilation."""
+"""The compiled kernels against the formula: random shapes and types, hostile places, gradients, threads, graphs."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_gradients_equal_finite_differences() -> None:
         value, shapes, references, offsets, logits = make({**case, "box": box})
         inputs = tuple(leaf.requires_grad_() for leaf in (value, references, offsets, logits))
         assert torch.autograd.gradcheck(
-            lambda v, r, o, w: fused_deformable_attention(v, shapes, r, o, w), inputs, nondet_tol=0.0
+            lambda v, r, o, w, s=shapes: fused_deformable_attention(v, s, r, o, w), inputs, nondet_tol=0.0
         )
 
 
@@ -200,7 +200,12 @@ def _raw(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     case = {"shapes": ((3, 4), (2, 2)), "images": 2, "queries": 3, "heads": 2, "channels": 8, "points": 2}
     value, shapes, *rest = make({**case, "box": False, "seed": 11})
     flat = [size for shape in shapes for size in shape]
-    return (value.to(dtype).requires_grad_(), flat, rest[0].to(dtype), *(t.to(dtype).requires_grad_() for t in rest[1:]))
+    return (
+        value.to(dtype).requires_grad_(),
+        flat,
+        rest[0].to(dtype),
+        *(t.to(dtype).requires_grad_() for t in rest[1:]),
+    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
