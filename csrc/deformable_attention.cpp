@@ -36,13 +36,12 @@ class InstructionSets {
   std::atomic<int> used_;
 };
 
-using Run = bool (*)(const Problem&, int64_t, int64_t);
+using Run = bool (*)(const Problem&, int64_t, int64_t, int64_t);
 
 void in_parallel(const Problem& problem, int64_t threads, int64_t tasks, Run run) {
   std::atomic<bool> failed{false};
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task)
-      if (!run(problem, threads, task)) failed = true;
+    if (!run(problem, threads, begin, end)) failed = true;
   });
   STD_TORCH_CHECK(!failed, "deformable_attention: no memory for a copy of one head's values");
 }

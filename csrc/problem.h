@@ -35,11 +35,11 @@ struct CpuKernels {
   bool (*accumulates_in_place)(const Problem&);
 
   int64_t (*forward_tasks)(const Problem&, int64_t threads);
-  bool (*forward)(const Problem&, int64_t threads, int64_t task);  // false: no memory
+  bool (*forward)(const Problem&, int64_t threads, int64_t begin, int64_t end);  // false: no memory
   int64_t (*sample_gradient_tasks)(const Problem&, int64_t threads);
-  bool (*sample_gradient)(const Problem&, int64_t threads, int64_t task);
+  bool (*sample_gradient)(const Problem&, int64_t threads, int64_t begin, int64_t end);
   int64_t (*value_gradient_tasks)(const Problem&, int64_t threads);
-  bool (*value_gradient)(const Problem&, int64_t threads, int64_t task);
+  bool (*value_gradient)(const Problem&, int64_t threads, int64_t begin, int64_t end);
 };
 
 }  // namespace sparse_detr

@@ -94,14 +94,11 @@ SPARSE_DETR_INLINE void sample_gradient_place(
 }
 
 template <class T, class S>
-bool sample_gradients(const Problem& p, int64_t threads, int64_t task) {
+void sample_gradients_task(const Problem& p, int64_t threads, int64_t task, Scratch& scratch) {
   using Scalar = typename Samples<T, S>::Scalar;
   const bool packed = worth_packing(p);
   const Share share = share_of(p, threads, task);
-  const int64_t held = packed ? p.tokens * p.channels * static_cast<int64_t>(sizeof(T)) : 0;
   const int64_t padded = p.levels * p.points + Samples<T, S>::lanes;
-  Scratch scratch(Samples<T, S>::scratch_bytes(p) + padded * static_cast<int64_t>(sizeof(Scalar)) + held + 256);
-  if (scratch.failed()) return false;
   if (packed) {
     Samples<T, S> samples(p, p.channels, scratch);
     Scalar* raw = scratch.template take<Scalar>(padded);
@@ -125,7 +122,17 @@ bool sample_gradients(const Problem& p, int64_t threads, int64_t task) {
       sample_gradient_place(samples, slot, place, head, raw);
     });
   }
-  return true;
+}
+
+template <class T, class S>
+bool sample_gradients(const Problem& p, int64_t threads, int64_t begin, int64_t end) {
+  const int64_t raw = (p.levels * p.points + Samples<T, S>::lanes) * static_cast<int64_t>(sizeof(double));
+  Scratch scratch(Samples<T, S>::scratch_bytes(p) + raw + head_bytes<T>(p) + 256);
+  for (int64_t task = begin; task < end && !scratch.failed(); ++task) {
+    scratch.reset();
+    sample_gradients_task<T, S>(p, threads, task, scratch);
+  }
+  return !scratch.failed();
 }
 
 // Adds shares of one row of the gradient to its cells. The sums are Real, in the order of Channels<T>::read.
@@ -198,14 +205,12 @@ int64_t value_tasks(const Problem& p, int64_t threads) {
 }
 
 template <class T, class S>
-bool value_gradients(const Problem& p, int64_t threads, int64_t task) {
+void value_gradients_task(const Problem& p, int64_t threads, int64_t task, Scratch& scratch) {
   using Scalar = typename Samples<T, S>::Scalar;
   const T* gradient = static_cast<const T*>(p.output_gradient);
   const int64_t per_image = value_tasks<T>(p, threads) / p.images, image = task / per_image, part = task % per_image;
   const int64_t first = p.heads * part / per_image, heads = p.heads * (part + 1) / per_image - first;
   const int64_t held = in_place<T>(p) ? 0 : p.tokens * p.channels;
-  Scratch scratch(Samples<T, S>::scratch_bytes(p) + held * static_cast<int64_t>(sizeof(Scalar)) + 64);
-  if (scratch.failed()) return false;
   const auto at = [&](int64_t i) { return Place{image, i / heads, first + i % heads}; };
   const auto given = [&](const Place& place) {
     return gradient + ((place.image * p.queries + place.query) * p.heads + place.head) * p.channels;
@@ -219,7 +224,7 @@ bool value_gradients(const Problem& p, int64_t threads, int64_t task) {
         T* head = sums + (place.image * p.tokens * p.heads + place.head) * p.channels;
         value_gradient_place(samples, slot, given(place), head);
       });
-      return true;
+      return;
     }
   }
   Samples<T, S> samples(p, p.channels, scratch);
@@ -230,7 +235,18 @@ bool value_gradients(const Problem& p, int64_t threads, int64_t task) {
     value_gradient_place(samples, slot, given(place), sums);
   });
   unpack<T>(p, image, first, sums);
-  return true;
+}
+
+template <class T, class S>
+bool value_gradients(const Problem& p, int64_t threads, int64_t begin, int64_t end) {
+  const int64_t sums = in_place<T>(p) ? 0 : p.tokens * p.channels;
+  Scratch scratch(
+      Samples<T, S>::scratch_bytes(p) + sums * static_cast<int64_t>(sizeof(typename Samples<T, S>::Scalar)) + 64);
+  for (int64_t task = begin; task < end && !scratch.failed(); ++task) {
+    scratch.reset();
+    value_gradients_task<T, S>(p, threads, task, scratch);
+  }
+  return !scratch.failed();
 }
 
 }  // namespace SPARSE_DETR_ISA

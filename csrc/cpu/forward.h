@@ -131,12 +131,9 @@ SPARSE_DETR_INLINE void forward_place(
 }
 
 template <class T, class S>
-bool forward(const Problem& p, int64_t threads, int64_t task) {
+void forward_task(const Problem& p, int64_t threads, int64_t task, Scratch& scratch) {
   const bool packed = worth_packing(p);
   const Share share = share_of(p, threads, task);
-  const int64_t held = packed ? p.tokens * p.channels * static_cast<int64_t>(sizeof(T)) : 0;
-  Scratch scratch(Samples<T, S>::scratch_bytes(p) + held + 64);
-  if (scratch.failed()) return false;
   T* output = static_cast<T*>(p.output);
   if (packed) {
     Samples<T, S> samples(p, p.channels, scratch);
@@ -161,7 +158,22 @@ bool forward(const Problem& p, int64_t threads, int64_t task) {
       forward_place(samples, slot, head, output + row * p.channels);
     });
   }
-  return true;
+}
+
+// Bytes that a copy of one head takes.
+template <class T>
+int64_t head_bytes(const Problem& p) {
+  return worth_packing(p) ? p.tokens * p.channels * static_cast<int64_t>(sizeof(T)) : 0;
+}
+
+template <class T, class S>
+bool forward(const Problem& p, int64_t threads, int64_t begin, int64_t end) {
+  Scratch scratch(Samples<T, S>::scratch_bytes(p) + head_bytes<T>(p) + 64);
+  for (int64_t task = begin; task < end && !scratch.failed(); ++task) {
+    scratch.reset();
+    forward_task<T, S>(p, threads, task, scratch);
+  }
+  return !scratch.failed();
 }
 
 }  // namespace SPARSE_DETR_ISA

@@ -36,20 +36,20 @@ bool accumulates(const Problem& p) {
   return by_type(p, [&](auto t, auto) { return in_place<decltype(t)>(p); });
 }
 
-bool run_forward(const Problem& p, int64_t threads, int64_t task) {
-  return by_type(p, [&](auto t, auto s) { return forward<decltype(t), decltype(s)>(p, threads, task); });
+bool run_forward(const Problem& p, int64_t threads, int64_t begin, int64_t end) {
+  return by_type(p, [&](auto t, auto s) { return forward<decltype(t), decltype(s)>(p, threads, begin, end); });
 }
 
-bool run_sample_gradients(const Problem& p, int64_t threads, int64_t task) {
-  return by_type(p, [&](auto t, auto s) { return sample_gradients<decltype(t), decltype(s)>(p, threads, task); });
+bool run_sample_gradients(const Problem& p, int64_t threads, int64_t begin, int64_t end) {
+  return by_type(p, [&](auto t, auto s) { return sample_gradients<decltype(t), decltype(s)>(p, threads, begin, end); });
 }
 
 int64_t value_gradient_tasks(const Problem& p, int64_t threads) {
   return by_type(p, [&](auto t, auto) { return value_tasks<decltype(t)>(p, threads); });
 }
 
-bool run_value_gradients(const Problem& p, int64_t threads, int64_t task) {
-  return by_type(p, [&](auto t, auto s) { return value_gradients<decltype(t), decltype(s)>(p, threads, task); });
+bool run_value_gradients(const Problem& p, int64_t threads, int64_t begin, int64_t end) {
+  return by_type(p, [&](auto t, auto s) { return value_gradients<decltype(t), decltype(s)>(p, threads, begin, end); });
 }
 
 }  // namespace

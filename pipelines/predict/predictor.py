@@ -90,7 +90,7 @@ class Predictor:
         """Test the op, then run the model once on a blank image, so that a setting that cannot work fails here and not on every image.
 
         Raises:
-            ConfigError: the model cannot run at this keep ratio, or the compiled op computes something else than torch.
+            ConfigError: the model cannot run at this keep ratio, or the compiled op fails its self-test.
             ImageError: it cannot run at this size, or gives numbers that are not finite.
         """
         self_test(self._device.type)

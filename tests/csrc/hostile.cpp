@@ -74,11 +74,11 @@ void run(const CpuKernels& kernels, Element value_type, Element sample_type, int
   p.output_gradient = gradient.get(), p.value_gradient = to_value.get();
   p.position_gradient = to_positions.get(), p.weight_gradient = to_weights.get();
   const int64_t threads = between(1, 3);
-  for (int64_t task = 0; task < kernels.forward_tasks(p, threads); ++task) kernels.forward(p, threads, task);
-  for (int64_t task = 0; task < kernels.sample_gradient_tasks(p, threads); ++task)
-    kernels.sample_gradient(p, threads, task);
-  for (int64_t task = 0; task < kernels.value_gradient_tasks(p, threads); ++task)
-    kernels.value_gradient(p, threads, task);
+  const int64_t shares = kernels.forward_tasks(p, threads), cut = between(0, shares);
+  kernels.forward(p, threads, 0, cut);
+  kernels.forward(p, threads, cut, shares);
+  kernels.sample_gradient(p, threads, 0, kernels.sample_gradient_tasks(p, threads));
+  kernels.value_gradient(p, threads, 0, kernels.value_gradient_tasks(p, threads));
   for (int64_t i = 0; value_type == Element::float32 && i < rows * p.channels; ++i)
     if (!std::isfinite(reinterpret_cast<const float*>(output.get())[i])) {
       fprintf(stderr, "%s: an output is not finite\n", kernels.name);
