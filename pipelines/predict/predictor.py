@@ -87,7 +87,7 @@ class Predictor:
         self._threads = ThreadPoolExecutor(config.fetch_threads, thread_name_prefix="fetch")
 
     def check(self) -> None:
-        """Test the op, then run the model once on a blank image, so that a setting that cannot work fails here and not on every image.
+        """Test the op, then run the model once on a blank image: what cannot work fails here, not on every image.
 
         Raises:
             ConfigError: the model cannot run at this keep ratio, or the compiled op fails its self-test.

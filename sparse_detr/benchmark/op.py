@@ -188,7 +188,7 @@ def _measure_case(config: OpBenchConfig, name: str, threads: int, backward: bool
     medians = {key: statistics.median(values) for key, values in times.items()}
     baseline = medians.get((BASELINE, config.types[0]), float("nan"))
     for (label, kind), values in times.items():
-        numbers = 2 * value.numel() // 2 + offsets.numel() + logits.numel() + QUERIES[name] * HEADS * CHANNELS
+        numbers = value.numel() + offsets.numel() + logits.numel() + QUERIES[name] * HEADS * CHANNELS
         floor = numbers * TYPES[kind].itemsize * (3 if backward else 1) / bandwidth * 1e3
         median = medians[label, kind]
         yield Timing(
