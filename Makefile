@@ -68,4 +68,4 @@ cuda-sanitize: $(STAMP)
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/pytest -m gpu -k fused tests/sparse_detr/ops
 
 clean:
-	rm -rf runs build dist sparse_detr/*.abi3.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf runs build dist sparse_detr/lib .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

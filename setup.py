@@ -145,20 +145,22 @@ class BuildOp(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         """For editable installs; leaves out what could not be built."""
-        self.extensions = [ext for ext in self.extensions if Path(self.get_ext_fullpath_in_build(ext)).is_file()]
-        super().copy_extensions_to_source()
-
-    def get_ext_fullpath_in_build(self, ext: Extension) -> str:
-        return str(Path(self.build_lib) / self.get_ext_filename(ext.name))
+        for ext in self.extensions:
+            name = self.get_ext_filename(ext.name)
+            if (Path(self.build_lib) / name).is_file():
+                Path(name).parent.mkdir(exist_ok=True)
+                # Beside it first: a process that runs keeps the file that it has loaded.
+                shutil.copy(Path(self.build_lib) / name, f"{name}.new")
+                os.replace(f"{name}.new", name)
 
 
 def extensions() -> list[Extension]:
     """The libraries to build; sources are listed for source distributions and for their dates."""
     cpu = [str(CSRC / "deformable_attention.cpp"), str(CSRC / "cpu" / "kernels.cpp")]
-    found = [Extension("sparse_detr._C", cpu, depends=HEADERS, py_limited_api=True)]
+    found = [Extension("sparse_detr.lib._C", cpu, depends=HEADERS, py_limited_api=True)]
     if wants_cuda():
         cuda = [str(CSRC / "cuda" / "deformable_attention.cu")]
-        found.append(Extension("sparse_detr._C_cuda", cuda, depends=HEADERS, py_limited_api=True))
+        found.append(Extension("sparse_detr.lib._C_cuda", cuda, depends=HEADERS, py_limited_api=True))
     return found
 
 

@@ -18,7 +18,7 @@ import torch
 
 from sparse_detr.errors import ConfigError
 
-_FOLDER = Path(__file__).resolve().parents[1]
+_FOLDER = Path(__file__).resolve().parents[1] / "lib"
 _CHOICES = ("", "native", "reference")
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
