@@ -11,7 +11,7 @@ from typing import Any
 INK, FAINT, GRID = "#1f2933", "#6b7785", "#e4e9ef"
 COLOURS = ("#2563eb", "#e8590c", "#0f9d76", "#9333ea", "#c2255c", "#b7791f")
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"],
@@ -26,6 +26,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": FAINT,
     "text.color": INK,
 }
+"""Matplotlib's settings for every chart of the product."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ def line_chart(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(6.2, 3.5), layout="constrained")
         axes = figure.add_subplot()
         for number, curve in enumerate(lines):
@@ -92,7 +93,7 @@ def bar_chart(values: Mapping[str, float], *, unit: str) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE | {"axes.grid": False}):
+    with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(6.2, 0.5 + 0.42 * len(values)), layout="constrained")
         axes = figure.add_subplot()
         bars = axes.barh(list(values), list(values.values()), color=COLOURS[0], height=0.6)

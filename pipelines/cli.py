@@ -7,12 +7,13 @@ mend, in one message; 130 interrupted. Verbs import what they need when they run
 from __future__ import annotations
 
 import difflib
+import importlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -141,48 +142,36 @@ def _sweep(args: Arguments) -> int:
     return sweep_verb(_parse(SweepConfig, f"sparse-detr sweep {name}", rest, default=SweepConfig(run=get_recipe(name))))
 
 
-def _evaluate(args: Arguments) -> int:
-    from pipelines.evaluate import EvaluateConfig
+def _cost(args: Arguments) -> int:
+    chosen = _recipe("sparse-detr cost", args)
+    if chosen is None:
+        return 0 if args else 2
+    from pipelines.cost import CostConfig, cost_verb
 
-    config = _parse(EvaluateConfig, "sparse-detr evaluate", args)
-    from pipelines.verbs import evaluate_verb
-
-    return evaluate_verb(config)
-
-
-def _predict(args: Arguments) -> int:
-    from pipelines.predict.config import PredictConfig
-
-    config = _parse(PredictConfig, "sparse-detr predict", args)
-    from pipelines.verbs import predict_verb
-
-    return predict_verb(config)
+    return cost_verb(chosen[0], _parse(CostConfig, f"sparse-detr cost {chosen[0]}", chosen[1]))
 
 
-def _doctor(args: Arguments) -> int:
-    from pipelines.doctor import DoctorConfig
+def _of_config(word: str, config: str, run: str, positional: Sequence[str] = ()) -> Callable[[Arguments], int]:
+    """A verb whose options are the fields of one config.
 
-    config = _parse(DoctorConfig, "sparse-detr doctor", args)
-    from pipelines.verbs import doctor_verb
+    Args:
+        config, run: `module:name` of the config and of the function that takes it, imported when the verb runs.
+        positional: fields that leading words fill, in this order.
+    """
 
-    return doctor_verb(config)
+    def verb(args: Arguments) -> int:
+        words = next((i for i, arg in enumerate(args[: len(positional)]) if arg.startswith("-")), len(positional))
+        named = [part for pair in zip(positional, args[:words], strict=False) for part in (f"--{pair[0]}", pair[1])]
+        parsed = _parse(_imported(config), f"sparse-detr {word}", [*named, *args[words:]])
+        code: int = _imported(run)(parsed)
+        return code
+
+    return verb
 
 
-def _bench(args: Arguments) -> int:
-    from sparse_detr.benchmark.op import OpBenchConfig, run_bench
-
-    run_bench(_parse(OpBenchConfig, "sparse-detr bench op", args), sys.stdout.write)
-    return 0
-
-
-def _data_verb(kind: str, word: str) -> Callable[[Arguments], int]:
-    def run(args: Arguments) -> int:
-        from pipelines import data, verbs
-
-        config = _parse(getattr(data, kind), f"sparse-detr data {word}", args)
-        return verbs.data_verb(config)
-
-    return run
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,20 +208,38 @@ def _submit(args: Arguments) -> int:
 
 
 DATA_VERBS = {
-    "import-voc": Verb("Pascal VOC XML to COCO JSON", _data_verb("ImportVocConfig", "import-voc")),
-    "shapes": Verb("generate the shapes data set", _data_verb("MakeShapesConfig", "shapes")),
-    "check": Verb("read annotations, find and decode the images", _data_verb("CheckConfig", "check")),
+    "import-voc": Verb(
+        "Pascal VOC XML to COCO JSON",
+        _of_config("data import-voc", "pipelines.data:ImportVocConfig", "pipelines.verbs:data_verb"),
+    ),
+    "shapes": Verb(
+        "generate the shapes data set",
+        _of_config("data shapes", "pipelines.data:MakeShapesConfig", "pipelines.verbs:data_verb"),
+    ),
+    "check": Verb(
+        "read annotations, find and decode the images",
+        _of_config("data check", "pipelines.data:CheckConfig", "pipelines.verbs:data_verb"),
+    ),
 }
 JOB_VERBS = {
     "status": Verb("how a job stands", _job_verb("status"), "ID [OPTIONS]"),
     "logs": Verb("follow a job's log", _job_verb("logs"), "ID [OPTIONS]"),
     "stop": Verb("end a job", _job_verb("stop"), "ID [OPTIONS]"),
 }
+_EVALUATE = _of_config("evaluate", "pipelines.evaluate:EvaluateConfig", "pipelines.evaluate_verb:evaluate_verb")
+_PREDICT = _of_config("predict", "pipelines.predict.config:PredictConfig", "pipelines.verbs:predict_verb")
+_EXPLAIN = _of_config("explain", "pipelines.explain:ExplainConfig", "pipelines.explain:explain_verb", ["image"])
+_CONVERT = _of_config(
+    "convert", "pipelines.convert:ConvertConfig", "pipelines.convert:convert_verb", ["source", "output"]
+)
+_BENCH_OP = _of_config("bench op", "sparse_detr.benchmark.op:OpBenchConfig", "sparse_detr.benchmark.op:bench_verb")
+_DOCTOR = _of_config("doctor", "pipelines.doctor:DoctorConfig", "pipelines.verbs:doctor_verb")
 VERBS = {
     "demo": Verb("the main job on embedded parts: data, training, sweep, detection, report", _demo),
     "train": Verb("train a recipe with Ray Train", _train, "RECIPE [OPTIONS]"),
-    "evaluate": Verb("COCO's numbers of a model on annotated images", _evaluate),
-    "predict": Verb("detections of an image collection into Parquet", _predict),
+    "evaluate": Verb("COCO's numbers of a model on annotated images", _EVALUATE),
+    "predict": Verb("detections of an image collection into Parquet", _PREDICT),
+    "explain": Verb("one picture of what a model sees in an image, and why", _EXPLAIN, "IMAGE [OPTIONS]"),
     "sweep": Verb("search keep ratio and loss weights with Ray Tune", _sweep, "RECIPE [OPTIONS]"),
     "submit": Verb("send any verb to a running cluster; status, logs, stop", _submit, "[OPTIONS] -- VERB ..."),
     "data": Verb(
@@ -242,10 +249,12 @@ VERBS = {
     ),
     "bench": Verb(
         "measure: op",
-        lambda args: _dispatch("sparse-detr bench", {"op": Verb("the op against what others do", _bench)}, args),
+        lambda args: _dispatch("sparse-detr bench", {"op": Verb("the op against what others do", _BENCH_OP)}, args),
         "WHAT [OPTIONS]",
     ),
-    "doctor": Verb("what is installed, what will be used, what is wrong", _doctor),
+    "convert": Verb("the authors' checkpoints into model folders, and back", _CONVERT, "SOURCE OUTPUT [OPTIONS]"),
+    "cost": Verb("parameters, multiply-adds and latency of a recipe or a model folder", _cost, "RECIPE [OPTIONS]"),
+    "doctor": Verb("what is installed, what will be used, what is wrong", _DOCTOR),
 }
 
 

@@ -127,8 +127,12 @@ class TrainingConfig:
     """Evaluate and save a moving average of the weights with this decay a step; 0 is off."""
     evaluate_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    explain_images: int = 2
+    """Held-out images of which MLflow gets a picture (detections, saliency, kept tokens, decoder attention) after
+    some ten of the evaluations, always the same images; 0 is off."""
     init_backbone: str | None = None
-    """Path or URI of safetensors with torchvision's names to start the backbone from."""
+    """Weights to start the backbone from: torchvision's ResNets, the official Swin, SCRL, as safetensors or `.pth`. A
+    path, `s3://` or `https://` URI, the last with `#sha256=<8 to 64 hex digits>` behind it."""
     init_model: str | None = None
     """Path or URI of a model folder to start all weights from; its shapes must fit `model`."""
     keep_checkpoints: int = 2
@@ -150,6 +154,7 @@ class TrainingConfig:
         )
         require(0 <= self.ema_decay < 1, f"training.ema_decay: {self.ema_decay}; give a number in [0, 1), 0 for off")
         require(self.max_failures >= 0, f"training.max_failures: {self.max_failures}; give 0 or more")
+        require(self.explain_images >= 0, f"training.explain_images: {self.explain_images}; give 0 or more")
         require(self.seed >= 0, f"training.seed: {self.seed}; give 0 or more")
         require(
             self.init_backbone is None or self.init_model is None,

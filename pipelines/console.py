@@ -52,6 +52,16 @@ def values_table(title: str, values: Mapping[str, object]) -> Table:
     return table
 
 
+def rows_table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    """A column for each name of the first row; the text at the right, as numbers want it."""
+    table = Table(title=title, title_justify="left")
+    for name in rows[0] if rows else ():
+        table.add_column(escape(name), justify="right")
+    for row in rows:
+        table.add_row(*(escape(value) for value in row.values()))
+    return table
+
+
 def listing(title: str, lines: Sequence[str]) -> str:
     """The first lines of a list under its title and length; empty for an empty list."""
     if not lines:

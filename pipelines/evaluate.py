@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.categories import match_categories
+from pipelines.output_file import checked_file
 from pipelines.predict.config import DetectionConfig
 from pipelines.predict.manifest import Manifest
 from pipelines.predict.run import Progress, load_checked
-from pipelines.predict.sinks import coco_results
 from pipelines.predict.workers import Work, stream
+from pipelines.ratio_result import RatioResult, RatioTally, ratio_plot
 from pipelines.ray_session import ray_session
 from sparse_detr.data.coco import read_coco
 from sparse_detr.data.coco_index import CocoIndex, DroppedBox, verify_images
-from sparse_detr.errors import ConfigError, ImageError, OutputExistsError
-from sparse_detr.evaluation.coco_ap import CocoMetrics, evaluate_coco
-from sparse_detr.records import Classes
+from sparse_detr.errors import ImageError, require
+from sparse_detr.evaluation.coco_ap import CocoMetrics
 from sparse_detr.storage import Location, check_access, locate
 
 _SHOWN = 5
@@ -34,25 +34,71 @@ class EvaluateConfig(DetectionConfig):
 
     annotations: str
     """COCO JSON with the true boxes of the images below `images`."""
+    keep_ratio: tuple[float, ...] = ()
+    """Shares of each image's tokens that the encoder updates, in (0, 1]; by default the ratio of the training. Several
+    give a table and a plot: precision, cost and time of the one model at each."""
     output: str | None = None
-    """Also write the detections to this file (a path or `s3://` URI), as COCO results in JSON."""
+    """Also write the detections to this file (a path or `s3://` URI), as COCO results in JSON; with several keep
+    ratios one file for each, the ratio in its name."""
+    plot: str | None = None
+    """With several keep ratios, the PNG of the plot: a path or `s3://` URI; by default beside `output`, or
+    keep_ratios.png."""
     overwrite: bool = False
-    """Replace the file at `output` where there is one."""
+    """Replace the files at `output` and `plot` where there are any."""
+    attention_overlap: bool = False
+    """Also measure Corr, the share of the decoder's attention that falls on kept tokens; takes twice the time."""
+
+    def __post_init__(self) -> None:
+        DetectionConfig.__post_init__(self)
+        require(
+            len(set(self.keep_ratio)) == len(self.keep_ratio),
+            f"keep_ratio: {self.keep_ratio} has a ratio twice; give each once",
+        )
+        require(
+            self.plot is None or self.plot.lower().endswith(".png"),
+            f"plot: {self.plot}; the plot is a PNG, give a name in .png",
+        )
+        require(
+            self.plot is None or len(self.keep_ratio) > 1,
+            f"plot: {self.plot} with {len(self.keep_ratio)} keep ratios; give keep_ratio two or more",
+        )
+
+    @property
+    def ratios(self) -> tuple[float | None, ...]:
+        """All ratios; the model's own where none is given."""
+        return self.keep_ratio or (None,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateResult:
     """COCO's numbers, and what it took to get them."""
 
-    metrics: CocoMetrics
+    ratios: tuple[RatioResult, ...]
+    """What was found at each keep ratio, in the order asked for."""
     images: int
     dropped: tuple[DroppedBox, ...]
     """Bad boxes of the annotations: they do not count as objects."""
-    detections: int
-    keep_ratio: float
+    plot: str | None
+    """URI of the plot over several keep ratios."""
     seconds: float
     """Start of the workers included."""
     images_per_second: float
+    """Each image counts once, however many the keep ratios."""
+
+    @property
+    def metrics(self) -> CocoMetrics:
+        """COCO's numbers at the first (or only) keep ratio."""
+        return self.ratios[0].metrics
+
+    @property
+    def detections(self) -> int:
+        """Their number at the first keep ratio."""
+        return self.ratios[0].detections
+
+    @property
+    def keep_ratio(self) -> float:
+        """The first keep ratio."""
+        return self.ratios[0].keep_ratio
 
 
 def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> EvaluateResult:
@@ -60,13 +106,13 @@ def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> 
 
     Raises:
         AnnotationError: the annotations cannot be read, or name images that are missing.
-        ConfigError: the model does not know a class of the data.
+        ConfigError: the model does not know a class of the data, or is dense and a keep ratio below 1.
         ImageError: an image is broken; a number for the rest would not be the data set's.
-        OutputExistsError: there is a file at `output` already and `overwrite` is False, or a folder.
+        OutputExistsError: there is a file at `output` or `plot` already and `overwrite` is False, or a folder.
         CheckpointError, StorageError: model, annotations, images or output cannot be used.
     """
     started = time.monotonic()
-    output = None if config.output is None else _checked_output(config.output, overwrite=config.overwrite)
+    files = _checked_files(config)
     annotations, root = locate(config.annotations), locate(config.images)
     for location in (annotations, root):
         check_access(location)
@@ -74,73 +120,51 @@ def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> 
     verify_images(index, root.uri)
     model = load_checked(config)
     category_of = match_categories(model.classes, model.config.num_classes, index.classes)
-    keep_ratio = model.config.keep_ratio if config.keep_ratio is None else config.keep_ratio
+    model_config = model.config
     del model  # the workers have their own
-    results: list[dict[str, Any]] = []
+    config = replace(config, keep_ratio=config.keep_ratio or (model_config.keep_ratio,))
+    tallies = {ratio: RatioTally(keep_ratio=ratio) for ratio in config.keep_ratio}
     for rows in _detect(config, index, on_progress):
-        results += translate_results(coco_results(rows), category_of)
-    if output is not None:
-        output.write_bytes(json.dumps(results, allow_nan=False).encode())
+        for ratio, tally in tallies.items():
+            tally.add(rows.filter(pc.equal(rows.column("keep_ratio"), ratio)), category_of)
     seconds = time.monotonic() - started
+    truth = index.ground_truth()
+    ratios = tuple(tally.result(truth, model_config) for tally in tallies.values())
+    for output, tally in zip(files.detections, tallies.values(), strict=False):
+        output.write_bytes(json.dumps(tally.results, allow_nan=False).encode())
+    if files.plot is not None:
+        files.plot.write_bytes(ratio_plot(ratios))
     return EvaluateResult(
-        metrics=evaluate_coco(index.ground_truth(), results),
+        ratios=ratios,
         images=len(index),
         dropped=index.dropped,
-        detections=len(results),
-        keep_ratio=keep_ratio,
+        plot=None if files.plot is None else files.plot.uri,
         seconds=seconds,
         images_per_second=len(index) / seconds,
     )
 
 
-def _checked_output(uri: str, *, overwrite: bool) -> Location:
-    output = locate(uri)
-    folder = locate(output.uri.rpartition("/")[0] or "/")
-    check_access(folder, writable=True)
-    if output.is_dir():
-        raise OutputExistsError(f"output: {output.uri} is a folder; name a file in it")
-    if output.exists() and not overwrite:
-        raise OutputExistsError(f"output: {output.uri} exists; choose another file, or give overwrite to replace it")
-    return output
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    detections: tuple[Location, ...]
+    """One for each keep ratio; none without `output`."""
+    plot: Location | None
 
 
-def match_categories(model: Classes | None, num_classes: int, data: Classes) -> dict[int, int]:
-    """Category ids as the model gives them -> category ids of the data; ids that only the model knows are left out.
-
-    Classes are matched by id and name where both agree, else by name (a data set that was numbered anew). A model
-    without class names gives raw category ids.
-
-    Raises:
-        ConfigError: a class of the data is not among the model's; names both.
-    """
-    if model is None:
-        if max(data.category_ids, default=0) < num_classes:
-            return {category: category for category in data.category_ids}
-        raise ConfigError(
-            f"annotations: category ids go to {max(data.category_ids)}, but the model has no class names and scores "
-            f"ids 0 to {num_classes - 1}; evaluate it on data of the ids that it was trained on"
-        )
-    known = list(zip(model.names, model.category_ids, strict=True))
-    wanted = list(zip(data.names, data.category_ids, strict=True))
-    if set(wanted) <= set(known):
-        return {category: category for category in data.category_ids}
-    id_of = dict(wanted)
-    if set(id_of) <= set(model.names) and len(id_of) == len(wanted):
-        return {category: id_of[name] for name, category in known if name in id_of}
-    missing = [name for name in data.names if name not in model.names]
-    raise ConfigError(
-        f"annotations: classes {_some(missing or data.names)} are not classes of the model, which knows "
-        f"{_some(model.names)}; evaluate it on data of the classes that it was trained on"
+def _checked_files(config: EvaluateConfig) -> _Files:
+    """What will be written, found to be free before any work."""
+    several = len(config.keep_ratio) > 1
+    names: list[str] = []
+    if config.output is not None:
+        stem, dot, ending = config.output.rpartition(".")
+        if not dot or "/" in ending:
+            stem, ending = config.output, "json"
+        names = [f"{stem}-{ratio:g}.{ending}" for ratio in config.keep_ratio] if several else [config.output]
+    plot = config.plot or (f"{stem}.png" if config.output is not None else "keep_ratios.png")
+    return _Files(
+        detections=tuple(checked_file(name, overwrite=config.overwrite) for name in names),
+        plot=checked_file(plot, overwrite=config.overwrite, field="plot") if several else None,
     )
-
-
-def translate_results(entries: list[dict[str, Any]], category_of: dict[int, int]) -> list[dict[str, Any]]:
-    """Entries of a COCO results file with the data's category ids; those of classes that it lacks are left out."""
-    return [
-        {**entry, "category_id": category_of[entry["category_id"]]}
-        for entry in entries
-        if entry["category_id"] in category_of
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +179,20 @@ class ReturnRows:
 def _detect(config: EvaluateConfig, index: CocoIndex, on_progress: Progress | None) -> Iterator[pa.Table]:
     images = sorted(index.images, key=lambda image: (image.file_name, image.id))
     manifest = Manifest.of(locate(config.images).uri, [i.file_name for i in images], [i.id for i in images])
-    work = Work(config=config, score_threshold=0.0, root=manifest.root, fingerprint="", sink=ReturnRows())
+    work = Work(
+        config=config,
+        score_threshold=0.0,
+        root=manifest.root,
+        fingerprint="",
+        sink=ReturnRows(),
+        measure=True,
+        overlap=config.attention_overlap,
+    )
     done = 0
     with ray_session() as session, closing(stream(manifest, work, session)) as blocks:
         for rows in blocks:
             _require_sound(rows)
-            done += rows.num_rows
+            done += rows.num_rows // len(config.ratios)
             if on_progress is not None:
                 on_progress(done, len(manifest))
             yield rows
@@ -175,7 +207,3 @@ def _require_sound(rows: pa.Table) -> None:
             f"images: {len(broken)} of a block of {rows.num_rows} cannot be used: {shown}; mend them, or take them out "
             "of the annotations"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

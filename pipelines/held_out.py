@@ -1,4 +1,4 @@
-"""Average precision of a model on the held-out images, every rank with its share."""
+"""How good a model is on the held-out images, every rank with its share: COCO's numbers, and Corr."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from sparse_detr.evaluation.attention_overlap import OverlapMean, attention_overlap
 from sparse_detr.evaluation.coco_ap import CocoMetrics, coco_results, evaluate_coco
 from sparse_detr.evaluation.postprocess import postprocess
 from sparse_detr.records import Batch, Classes
@@ -28,13 +29,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def detect(
-    model: nn.Module, batches: Iterable[Batch], classes: Classes, device: torch.device | str
+    model: nn.Module,
+    batches: Iterable[Batch],
+    classes: Classes,
+    device: torch.device | str,
+    overlap: OverlapMean | None = None,
 ) -> list[dict[str, Any]]:
-    """Detections of all images in the batches, as entries of a COCO results file."""
+    """Detections of all images in the batches, as entries of a COCO results file.
+
+    Args:
+        overlap: takes in how much of the decoder's attention falls on kept tokens; without it the model need not
+            return its attention.
+    """
     results: list[dict[str, Any]] = []
     with evaluating(model):
         for batch in batches:
-            found = postprocess(model(batch.images.to(device)), batch.original_sizes)
+            output = model(batch.images.to(device), with_auxiliary=overlap is not None)
+            if overlap is not None:
+                overlap.add(attention_overlap(output))
+            found = postprocess(output, batch.original_sizes)
             for image_id, detections in zip(batch.image_ids, found, strict=True):
                 results += coco_results(image_id, detections, classes)
     return results
@@ -55,6 +68,17 @@ def held_out_metrics(
     metrics = answer[0]
     assert metrics is not None
     return metrics
+
+
+def held_out_overlap(overlap: OverlapMean, *, world_size: int = 1) -> dict[str, float]:
+    """`corr`, `corr_0`, ... over the images of all ranks; every rank must call it and gets the same answer."""
+    if world_size == 1:
+        return overlap.summary()
+    shares = [OverlapMean() for _ in range(world_size)]
+    dist.all_gather_object(shares, overlap)
+    whole = OverlapMean()
+    whole.merge(shares)
+    return whole.summary()
 
 
 def flat_metrics(metrics: CocoMetrics) -> dict[str, float]:

@@ -9,86 +9,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from pipelines.config import DataConfig, OptimizerConfig, RunConfig, TrainingConfig
+from pipelines.paper_recipes import PAPER_RECIPES
 from sparse_detr.data.transforms import AugmentConfig
 from sparse_detr.errors import ConfigError
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.model.config import BackboneConfig, ModelConfig
-
-
-def r50_rho10() -> RunConfig:
-    """Sparse DETR, ResNet-50, keep ratio 0.1, with the paper's schedule (50 epochs, batch 16).
-
-    Expected on COCO val2017: AP 45.3 (published). Time: days on 8 GPUs.
-
-        sparse-detr train r50_rho10 --data.train-annotations s3://coco/instances_train2017.json ...
-            --training.init-backbone s3://weights/resnet50.safetensors --training.workers 8 --training.use-gpu
-    """
-    return RunConfig(
-        name="r50_rho10",
-        model=ModelConfig(num_classes=80),
-        training=TrainingConfig(workers=8, use_gpu=True, cpus_per_worker=4),
-        data=DataConfig(loader_workers=3, cache="none"),
-        output="runs/r50_rho10",
-    )
-
-
-def _r50(name: str, keep_ratio: float) -> RunConfig:
-    base = r50_rho10()
-    return replace(base, name=name, output=f"runs/{name}", model=replace(base.model, keep_ratio=keep_ratio))
-
-
-def r50_rho20() -> RunConfig:
-    """`r50_rho10` at keep ratio 0.2. Expected on COCO val2017: AP 45.6 (published). Time: days on 8 GPUs.
-
-    sparse-detr train r50_rho20 --data.train-annotations ...
-    """
-    return _r50("r50_rho20", 0.2)
-
-
-def r50_rho30() -> RunConfig:
-    """`r50_rho10` at keep ratio 0.3. Expected on COCO val2017: AP 46.0 (published). Time: days on 8 GPUs.
-
-    sparse-detr train r50_rho30 --data.train-annotations ...
-    """
-    return _r50("r50_rho30", 0.3)
-
-
-def r50_rho40() -> RunConfig:
-    """`r50_rho10` at keep ratio 0.4. Expected on COCO val2017: AP 46.2 (published). Time: days on 8 GPUs.
-
-    sparse-detr train r50_rho40 --data.train-annotations ...
-    """
-    return _r50("r50_rho40", 0.4)
-
-
-def r50_rho50() -> RunConfig:
-    """`r50_rho10` at keep ratio 0.5. Expected on COCO val2017: AP 46.3 (published). Time: days on 8 GPUs.
-
-    sparse-detr train r50_rho50 --data.train-annotations ...
-    """
-    return _r50("r50_rho50", 0.5)
-
-
-def r50_dense() -> RunConfig:
-    """The dense baseline with top-k queries and box refinement, no encoder auxiliary loss ("efficient").
-
-    Expected on COCO val2017: AP 46.0 (published). Time: days on 8 GPUs.
-
-        sparse-detr train r50_dense --data.train-annotations ...
-    """
-    base = _r50("r50_dense", 1.0)
-    return replace(base, model=replace(base.model, encoder_auxiliary_loss=False))
-
-
-def r18_rho30() -> RunConfig:
-    """`r50_rho30` on a ResNet-18: about half the backbone's cost. No published number. Time: days on 8 GPUs.
-
-    sparse-detr train r18_rho30 --data.train-annotations ...
-    """
-    base = _r50("r18_rho30", 0.3)
-    return replace(base, model=replace(base.model, backbone=BackboneConfig(name="resnet18")))
 
 
 def tiny() -> RunConfig:
@@ -136,6 +64,40 @@ def tiny() -> RunConfig:
         training=TrainingConfig(epochs=8, global_batch=8, workers=2, ema_decay=0.99),
         output="runs/tiny",
     )
+
+
+def tiny_objectness() -> RunConfig:
+    """`tiny` with tokens chosen by objectness: the other criterion, to compare with.
+
+    Measured beside `tiny`: docs/results.md. Time: that of `tiny`.
+
+        sparse-detr train tiny_objectness --data.train-annotations runs/shapes/train.json ...
+    """
+    return _tiny_variant("tiny_objectness", token_criterion="objectness")
+
+
+def tiny_detr() -> RunConfig:
+    """DETR in the size of `tiny`: full attention on the coarsest map, learned queries, no references.
+
+    No published number: it wants far longer training than `tiny`. Time: not measured.
+
+        sparse-detr train tiny_detr --data.train-annotations runs/shapes/train.json ...
+    """
+    return _tiny_variant(
+        "tiny_detr",
+        attention="full",
+        levels=1,
+        query_source="learned",
+        box_refinement=False,
+        shared_heads=True,
+        keep_ratio=1.0,
+        encoder_auxiliary_loss=False,
+    )
+
+
+def _tiny_variant(name: str, **model: Any) -> RunConfig:
+    base = tiny()
+    return replace(base, name=name, output=f"runs/{name}", model=replace(base.model, **model))
 
 
 def bccd_r18() -> RunConfig:
@@ -187,8 +149,7 @@ def bccd_r18() -> RunConfig:
 
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
-    recipe.__name__: recipe
-    for recipe in (tiny, bccd_r18, r50_rho10, r50_rho20, r50_rho30, r50_rho40, r50_rho50, r50_dense, r18_rho30)
+    recipe.__name__: recipe for recipe in (tiny, tiny_objectness, tiny_detr, bccd_r18, *PAPER_RECIPES)
 }
 """Every recipe by name."""
 

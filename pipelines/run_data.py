@@ -13,6 +13,7 @@ from sparse_detr.data.coco import CocoIndex, read_coco, verify_images
 from sparse_detr.data.dataset import DetectionDataset, collate
 from sparse_detr.data.sampler import EpochSampler
 from sparse_detr.data.transforms import EvalTransform, TrainTransform
+from sparse_detr.download import check_address
 from sparse_detr.errors import AnnotationError, require
 from sparse_detr.records import Batch, Classes
 from sparse_detr.storage import check_access, locate
@@ -111,9 +112,11 @@ def check_data(config: RunConfig) -> CheckedData:
     """
     data, training = config.data, config.training
     _require_locations(data)
-    for uri in (*(getattr(data, name) for name in _LOCATIONS), training.init_backbone, training.init_model):
+    for uri in (*(getattr(data, name) for name in _LOCATIONS), training.init_model):
         if uri is not None:
             check_access(locate(uri))
+    if training.init_backbone is not None:
+        check_address(training.init_backbone)
     train, val = read_annotations(data)
     verify_images(train, data.train_images)
     verify_images(val, data.val_images)

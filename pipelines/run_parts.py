@@ -11,10 +11,11 @@ from pipelines.config import RunConfig
 from pipelines.run_data import load_data
 from pipelines.tracking import Tracker
 from pipelines.train_loop import TrainHooks, TrainLoop, seed_everything
+from sparse_detr.download import absolute_address
 from sparse_detr.errors import ConfigError
 from sparse_detr.losses.criterion import Criterion
+from sparse_detr.model.backbone_weights import load_backbone
 from sparse_detr.model.checkpoint import load_model
-from sparse_detr.model.pretrained import load_backbone
 from sparse_detr.model.sparse_detr import SparseDetr
 from sparse_detr.records import Classes, ImageSize
 from sparse_detr.storage import locate
@@ -31,6 +32,8 @@ class StartReport:
     """Parameters that the source lacks: they start random."""
     ignored: tuple[str, ...] = ()
     """What the source has and the model lacks."""
+    prefix: str = ""
+    """What stood before every name in the source and was taken off."""
 
     def describe(self) -> str:
         """One line, with the names of what starts fresh shortened to their stems."""
@@ -39,7 +42,8 @@ class StartReport:
         stems = sorted({".".join(name.split(".")[:2]) for name in self.fresh})
         fresh = f"; fresh: {len(self.fresh)} ({', '.join(stems)})" if self.fresh else ""
         ignored = f"; ignored: {len(self.ignored)}" if self.ignored else ""
-        return f"{self.source}: {len(self.loaded)} tensors loaded{fresh}{ignored}"
+        prefix = f" from under {self.prefix}" if self.prefix else ""
+        return f"{self.source}: {len(self.loaded)} tensors loaded{prefix}{fresh}{ignored}"
 
     def record(self, tracker: Tracker) -> None:
         """Write the line as a tag of the run, and every name that starts fresh or is ignored as a text."""
@@ -72,7 +76,7 @@ def absolute(config: RunConfig) -> RunConfig:
         ),
         training=replace(
             training,
-            init_backbone=full(training.init_backbone) if training.init_backbone else None,
+            init_backbone=absolute_address(training.init_backbone) if training.init_backbone else None,
             init_model=full(training.init_model) if training.init_model else None,
         ),
     )
@@ -98,7 +102,11 @@ def initial_model(config: RunConfig, classes: Classes) -> tuple[SparseDetr, Star
     if config.training.init_backbone is not None:
         found = load_backbone(model, config.training.init_backbone)
         report = StartReport(
-            source=config.training.init_backbone, loaded=found.loaded, fresh=found.fresh, ignored=found.ignored
+            source=config.training.init_backbone,
+            loaded=found.loaded,
+            fresh=found.fresh,
+            ignored=found.ignored,
+            prefix=found.prefix,
         )
     if config.training.init_model is not None:
         report = _load_weights(model, config.training.init_model, classes)

@@ -20,13 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from pipelines.config import RunConfig
-from pipelines.held_out import detect, flat_metrics, held_out_metrics
+from pipelines.held_out import detect, flat_metrics, held_out_metrics, held_out_overlap
 from pipelines.meter import Meter
 from pipelines.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
 from pipelines.progress import StepProgress
 from pipelines.run_data import RunData
 from pipelines.weight_average import WeightAverage
 from sparse_detr.errors import NotFiniteError
+from sparse_detr.evaluation.attention_overlap import OverlapMean
 from sparse_detr.losses.criterion import Criterion, LossReport
 from sparse_detr.model.sparse_detr import SparseDetr
 from sparse_detr.records import Batch
@@ -167,12 +168,16 @@ class TrainLoop:
         )
 
     def evaluate(self) -> Metrics:
-        """COCO's numbers on the held-out images, the same on every rank."""
+        """On the held-out images, the same on every rank: COCO's numbers, and for sparse models `corr`, the share of
+        the decoder's attention that falls on kept tokens, over all levels and (`corr_0`, ...) on each."""
         started = time.perf_counter()
+        overlap = OverlapMean() if self.config.model.sparse else None
         with self._autocast():
-            results = detect(self.best_weights, self.data.val, self.data.classes, self.device)
-        metrics = held_out_metrics(results, self.data.ground_truth, world_size=self.world_size)
-        return flat_metrics(metrics) | {"evaluation_seconds": time.perf_counter() - started}
+            results = detect(self.best_weights, self.data.val, self.data.classes, self.device, overlap)
+        metrics = flat_metrics(held_out_metrics(results, self.data.ground_truth, world_size=self.world_size))
+        if overlap is not None:
+            metrics |= held_out_overlap(overlap, world_size=self.world_size)
+        return metrics | {"evaluation_seconds": time.perf_counter() - started}
 
     def save(self, folder: Path) -> None:
         """Write the model and all that continues this training into an empty local folder."""

@@ -20,6 +20,7 @@ from pipelines.progress import StepProgress
 from pipelines.run_parts import build_loop
 from pipelines.tracking import NullTracker, Tracker
 from pipelines.train_loop import Metrics, TrainLoop
+from pipelines.training_pictures import TrainingPictures
 from sparse_detr.config_dict import from_dict
 from sparse_detr.errors import SparseDetrError
 from sparse_detr.ops.deformable_attention import self_test
@@ -57,10 +58,11 @@ def checkpoint_name(epoch: int) -> str:
 class RayHooks:
     """Tells the driver, MLflow and Ray Train how far the loop of this rank is."""
 
-    def __init__(self, board: Any, tracker: Tracker, rank: int) -> None:
+    def __init__(self, board: Any, tracker: Tracker, rank: int, pictures: TrainingPictures) -> None:
         self._board = board
         self._tracker = tracker
         self._rank = rank
+        self._pictures = pictures
         self._posted = self._drawn = 0.0
 
     def step_done(self, progress: StepProgress) -> None:
@@ -76,7 +78,7 @@ class RayHooks:
             self._tracker.metrics({f"step_{name}": value for name, value in progress.metrics.items()}, progress.step)
 
     def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
-        """Post, log, and report with a checkpoint of rank 0; every rank takes part in Ray's report."""
+        """Post, log, report with a checkpoint of rank 0, draw; every rank takes part in Ray's report."""
         # Ray needs the score alone; the history travels in the checkpoint and as the worker's return value.
         score = {"epoch": progress.epoch, "ap": progress.metrics.get("ap", UNKNOWN_AP)}
         if self._rank != 0:
@@ -88,6 +90,7 @@ class RayHooks:
             loop.save(Path(folder))
             checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(score, checkpoint, checkpoint_dir_name=checkpoint_name(progress.epoch))
+        self._pictures.epoch_done(loop, progress)
 
 
 def train_worker(settings: dict[str, Any]) -> list[Metrics]:
@@ -112,7 +115,7 @@ def _run(task: WorkerTask) -> tuple[Metrics, ...]:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.training.cpus_per_worker)
     tracker = Tracker.attach(*task.run) if rank == 0 and task.run is not None else NullTracker()
-    hooks = RayHooks(task.board, tracker, rank)
+    hooks = RayHooks(task.board, tracker, rank, TrainingPictures(config, tracker))
     device = ray.train.torch.get_device() if config.training.use_gpu else torch.device("cpu")
     self_test(device.type)
     loop = build_loop(config, rank=rank, world_size=world_size, device=device, hooks=hooks)

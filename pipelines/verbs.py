@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pipelines.config import RunConfig
     from pipelines.data import CheckConfig, ImportVocConfig, MakeShapesConfig
     from pipelines.doctor import DoctorConfig
-    from pipelines.evaluate import EvaluateConfig
     from pipelines.predict.config import PredictConfig
     from pipelines.ray_session import RaySession
     from pipelines.run_start import RunStart
@@ -76,24 +75,6 @@ def train_verb(config: RunConfig) -> int:
                                 "model": result.checkpoint}  # fmt: skip
     where |= _start_rows(result.start) | _run_row(result.run_id)
     Console().print(values_table(f"Best epoch of {len(result.history)}", facts | where))
-    return 0
-
-
-def evaluate_verb(config: EvaluateConfig) -> int:
-    """Evaluate, and show COCO's twelve numbers and the AP of each class."""
-    from pipelines.evaluate import evaluate
-
-    with progress_bar("Evaluating") as move:
-        result = evaluate(config, on_progress=move)
-    facts = {"images": result.images, "detections": result.detections, "keep ratio": result.keep_ratio,
-             "seconds": result.seconds, "images/s": result.images_per_second}  # fmt: skip
-    console = Console()
-    console.print(values_table("COCO", result.metrics.summary()))
-    console.print(values_table("AP of each class", dict(result.metrics.per_class)))
-    console.print(values_table("Run", facts))
-    if result.dropped:
-        lines = [str(box) for box in result.dropped]
-        console.print(listing("Boxes left out", lines), markup=False, highlight=False)
     return 0
 
 

@@ -22,8 +22,6 @@ class DetectionConfig:
     """Folder or `s3://` prefix of the images."""
     annotations: str | None = None
     """COCO JSON whose `images` list names the files below `images`; without it every image file there is taken."""
-    keep_ratio: float | None = None
-    """Share of each image's tokens that the encoder updates, in (0, 1]; by default the ratio of the training."""
     short_side: int | None = None
     """Pixels to which the shorter side is resized; by default the size that the model was evaluated at in training,
     or 800 where its folder does not tell."""
@@ -53,16 +51,22 @@ class DetectionConfig:
             require(value is None or value >= 1, f"{name}: {value}; give a whole number of at least 1")
         if self.short_side is not None and self.max_side is not None:
             self.image_size(None)
-        require(
-            self.keep_ratio is None or 0.0 < self.keep_ratio <= 1.0,
-            f"keep_ratio: {self.keep_ratio}; give a number in (0, 1], or leave it out",
-        )
+        for ratio in self.ratios:
+            require(
+                ratio is None or 0.0 < ratio <= 1.0,
+                f"keep_ratio: {ratio}; give a number in (0, 1], or leave it out",
+            )
         require(self.workers is None or self.workers >= 1, f"workers: {self.workers}; give at least 1")
         require(
             math.isfinite(self.cpus_per_worker) and self.cpus_per_worker > 0,
             f"cpus_per_worker: {self.cpus_per_worker}; give a number above 0",
         )
         require(self.device in ("auto", "cpu", "gpu"), f"device: {self.device!r}; choose auto, cpu or gpu")
+
+    @property
+    def ratios(self) -> tuple[float | None, ...]:
+        """Keep ratios at which every image passes the model, one after the other; None is the model's own."""
+        return (None,)
 
     def image_size(self, own: ImageSize | None) -> ImageSize:
         """The size to use: what is given here, else the model's own, else the authors' for COCO.
@@ -81,6 +85,8 @@ class PredictConfig(DetectionConfig):
     output: str
     """Folder or `s3://` prefix for the results; it must not hold those of another run. On a cluster of several
     machines a folder must be on a disk that they share, as must `model` and `images`."""
+    keep_ratio: float | None = None
+    """Share of each image's tokens that the encoder updates, in (0, 1]; by default the ratio of the training."""
     score_threshold: float = 0.3
     """Boxes below this score are left out; 0 keeps all."""
     overwrite: bool = False
@@ -102,3 +108,8 @@ class PredictConfig(DetectionConfig):
             not self.coco_results or self.annotations is not None,
             "coco_results: True without annotations; image ids come from there, so name a COCO JSON",
         )
+
+    @property
+    def ratios(self) -> tuple[float | None, ...]:
+        """The one ratio."""
+        return (self.keep_ratio,)

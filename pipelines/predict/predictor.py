@@ -6,6 +6,7 @@ disturbs no other.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from pipelines.predict.config import DetectionConfig
 from sparse_detr.data.decode import decode_image
 from sparse_detr.data.transforms import EvalTransform
 from sparse_detr.errors import ImageError, StorageError
+from sparse_detr.evaluation.attention_overlap import attention_overlap
 from sparse_detr.evaluation.postprocess import postprocess
 from sparse_detr.model.sparse_detr import SparseDetr
 from sparse_detr.ops.deformable_attention import self_test
@@ -42,8 +44,23 @@ class ImageFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """What was seen while the model ran on an image."""
+
+    keep_ratio: float | None
+    """The ratio that it ran at; None is the model's own."""
+    seconds: float
+    """Time of the model's forward alone for the batch that the image was in, over the images of the batch."""
+    input_size: tuple[int, int]
+    """(height, width) in pixels of what the model saw."""
+    overlap: tuple[float, ...] = ()
+    """Share of the decoder's attention on kept tokens, see `attention_overlap`; empty if not asked for, or where there
+    is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageResult:
-    """What became of one image: detections, or a failure."""
+    """What became of one image, at one keep ratio: detections, or a failure."""
 
     index: int
     """Row of the image in the manifest."""
@@ -52,6 +69,8 @@ class ImageResult:
     """(height, width) in pixels; None where it could not be decoded."""
     detections: Detections | None = None
     failure: ImageFailure | None = None
+    measures: Measures | None = None
+    """None with a failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +91,13 @@ class Predictor:
         *,
         score_threshold: float = 0.0,
         device: torch.device | str = "cpu",
+        overlap: bool = False,
     ) -> None:
         """Take the model as it is loaded; it is moved to the device and into evaluation mode.
+
+        Args:
+            overlap: also measure how much of the decoder's attention falls on kept tokens; every batch then passes
+                the model twice, as a pass that returns its attention tells nothing of its speed.
 
         Raises:
             ConfigError: one side is given, and does not go with the other one of the model's own size.
@@ -82,6 +106,8 @@ class Predictor:
         self._config = config
         self._threshold = score_threshold
         self._device = torch.device(device)
+        self._overlap = overlap
+        self._turns = 0
         self._size = config.image_size(model.image_size)
         self._transform = EvalTransform(short_side=self._size.short_side, max_side=self._size.max_side)
         self._threads = ThreadPoolExecutor(config.fetch_threads, thread_name_prefix="fetch")
@@ -96,15 +122,16 @@ class Predictor:
         self_test(self._device.type)
         side = min(self._size.short_side, 256)
         blank = _Ready(index=0, key="self-check", size=(side, side), pixels=torch.zeros(3, side, side))
-        (result,) = self._run([blank])
-        if result.failure is not None:
-            raise ImageError(
-                f"model: {result.failure.message} on a blank image of {side} x {side}; check the model, or raise "
-                "short_side"
-            )
+        for result in self._run([blank]):
+            if result.failure is not None:
+                raise ImageError(
+                    f"model: {result.failure.message} on a blank image of {side} x {side}; check the model, or raise "
+                    "short_side"
+                )
 
     def detect(self, root: Location, indices: Sequence[int], keys: Sequence[str]) -> list[ImageResult]:
-        """One result for every image, in the order given.
+        """One result for every image and keep ratio: images in the order given, the ratios of each together and in
+        their order; one alone for an image that failed.
 
         Args:
             root: folder of the images.
@@ -126,7 +153,13 @@ class Predictor:
         for ready in waiting.values():
             found += self._run(ready)
         position = {index: place for place, index in enumerate(indices)}
-        return sorted(found, key=lambda result: position[result.index])
+        turn = {ratio: place for place, ratio in enumerate(self._config.ratios)}
+
+        def order(result: ImageResult) -> tuple[int, int]:
+            measures = result.measures
+            return position[result.index], 0 if measures is None else turn[measures.keep_ratio]
+
+        return sorted(found, key=order)
 
     def _fetched(self, root: Location, items: Iterable[tuple[int, str]]) -> Iterator[_Ready | ImageResult]:
         """The images in order; a few are fetched ahead of the one that is asked for."""
@@ -156,25 +189,55 @@ class Predictor:
     def _run(self, images: Sequence[_Ready]) -> list[ImageResult]:
         """Detections of images of one shape. No padding, so none depends on its neighbours (but for rounding)."""
         try:
-            found = self._forward(images)
+            return self._forward(images)
         except (RuntimeError, ImageError) as error:
             if len(images) > 1:  # one of them, or their number, is too much: find out which
                 return [result for image in images for result in self._run([image])]
             failed = images[0]
             return [ImageResult(index=failed.index, key=failed.key, size=failed.size, failure=_failure("model", error))]
-        return [
-            ImageResult(index=image.index, key=image.key, size=image.size, detections=detections)
-            for image, detections in zip(images, found, strict=True)
-        ]
 
     @torch.inference_mode()
-    def _forward(self, images: Sequence[_Ready]) -> list[Detections]:
+    def _forward(self, images: Sequence[_Ready]) -> list[ImageResult]:
         batch = ImageBatch.from_list([image.pixels for image in images]).to(self._device)
-        output = self._model(batch, keep_ratio=self._config.keep_ratio)
+        return [result for ratio in self._in_turn() for result in self._at_ratio(images, batch, ratio)]
+
+    def _in_turn(self) -> Sequence[float | None]:
+        """The ratios, each batch another one first: what warms up or is cached favours none."""
+        ratios = self._config.ratios
+        first = self._turns % len(ratios)
+        self._turns += 1
+        return (*ratios[first:], *ratios[:first])
+
+    def _at_ratio(self, images: Sequence[_Ready], batch: ImageBatch, ratio: float | None) -> list[ImageResult]:
+        started = self._now()
+        output = self._model(batch, keep_ratio=ratio)
+        seconds = (self._now() - started) / len(images)
         if not bool(torch.isfinite(output.logits).all() and torch.isfinite(output.boxes).all()):
             raise ImageError(f"{images[0].key}: the model's output is not finite; check its weights")
         found = postprocess(output, [image.size for image in images], limit=self._config.max_detections)
-        return [_above(detections, self._threshold) for detections in found]
+        overlaps = self._overlaps(batch, ratio)
+        height, width = batch.pixels.shape[2:]
+        return [
+            ImageResult(
+                index=image.index,
+                key=image.key,
+                size=image.size,
+                detections=_above(detections, self._threshold),
+                measures=Measures(keep_ratio=ratio, seconds=seconds, input_size=(height, width), overlap=overlap),
+            )
+            for image, detections, overlap in zip(images, found, overlaps, strict=True)
+        ]
+
+    def _overlaps(self, batch: ImageBatch, ratio: float | None) -> list[tuple[float, ...]]:
+        shares = None
+        if self._overlap:
+            shares = attention_overlap(self._model(batch, keep_ratio=ratio, with_auxiliary=True))
+        return [()] * len(batch) if shares is None else [tuple(row) for row in shares.tolist()]
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 def _above(detections: Detections, threshold: float) -> Detections:

@@ -20,6 +20,7 @@ import torch
 from pipelines.connections import DriverAccess
 from pipelines.predict.config import DetectionConfig
 from pipelines.predict.manifest import Manifest
+from pipelines.predict.measures import with_measures
 from pipelines.predict.predictor import Predictor
 from pipelines.predict.sinks import results_table
 from pipelines.ray_session import RaySession, available_cpus
@@ -54,6 +55,10 @@ class Work:
     """Folder of the images."""
     fingerprint: str
     sink: Sink
+    measure: bool = False
+    """Rows also hold what `with_measures` says, one row an image and keep ratio."""
+    overlap: bool = False
+    """Also measure how much of the decoder's attention falls on kept tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +169,8 @@ class Worker:
         self._root = locate(self._work.root)
         model = load_model(config.model)
         self._classes = model.classes
-        self._predictor = Predictor(model, config, score_threshold=self._work.score_threshold, device=device)
+        threshold, overlap = self._work.score_threshold, self._work.overlap
+        self._predictor = Predictor(model, config, score_threshold=threshold, device=device, overlap=overlap)
         self._predictor.check()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -174,14 +180,15 @@ class Worker:
         indices = block.column("index").to_pylist()
         try:
             results = self._predictor.detect(self._root, indices, block.column("key").to_pylist())
+            image_ids = dict(zip(indices, block.column("image_id").to_pylist(), strict=True))
             rows = results_table(
                 results,
-                block.column("image_id").to_pylist(),
+                [image_ids[result.index] for result in results],
                 root=self._work.root,
                 classes=self._classes,
                 fingerprint=self._work.fingerprint,
             )
-            return self._work.sink(indices[0], rows)
+            return self._work.sink(indices[0], with_measures(rows, results) if self._work.measure else rows)
         except SparseDetrError as error:
             return _reported(error)
 

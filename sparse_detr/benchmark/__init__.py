@@ -1,1 +1,1 @@
-"""Measurements that need neither Ray nor MLflow, so that they also run on a bare GPU machine."""
+"""What models and the op cost: counted, measured, compared with the paper and with others. Needs no Ray."""

@@ -268,6 +268,12 @@ def run_bench(config: OpBenchConfig, write: Callable[[str], object]) -> None:
             )
 
 
+def bench_verb(config: OpBenchConfig) -> int:
+    """Measure, and show the table; returns the exit code."""
+    run_bench(config, sys.stdout.write)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The options of OpBenchConfig, read without tyro."""
     parser = argparse.ArgumentParser(prog="python -m sparse_detr.benchmark.op", description=__doc__)
@@ -282,8 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     for name in ("queries", "threads", "types"):
         options[name] = tuple(options[name])
-    run_bench(OpBenchConfig(**options), sys.stdout.write)
-    return 0
+    return bench_verb(OpBenchConfig(**options))
 
 
 if __name__ == "__main__":

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sparse_detr.losses.attention_map import dam_target, decoder_attention_map
+from sparse_detr.losses.attention_map import dam_target
 from sparse_detr.losses.box_regression import box_losses
 from sparse_detr.losses.classification import class_error, classification_loss
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.losses.matcher import match
 from sparse_detr.losses.token_scoring import token_scoring_loss
+from sparse_detr.ops.attention_map import decoder_attention_map
 from sparse_detr.ops.attention_share import attention_share
 from sparse_detr.records import DecoderAttention, Output, Predictions, Targets, TokenSelection
 
@@ -27,8 +28,8 @@ class LossReport:
     """Weighted sum of all terms: call `backward` on it."""
     terms: dict[str, Tensor]
     """Unweighted terms: `loss_ce`, `loss_bbox`, `loss_giou` of the last decoder layer; `_0`, `_1`, ... of the
-    decoder layers before; `_enc` of the proposals; `_enc_0`, ... of the encoder layers; `loss_mask_prediction` of the
-    scoring network."""
+    decoder layers before; `_enc` of the proposals; `_enc_0`, ... of the encoder layers; `_backbone` of the objectness
+    head; `loss_mask_prediction` of the scoring network."""
     metrics: dict[str, Tensor]
     """For the log: `class_error` (per cent) and, in sparse mode, `corr_mask_attn_map_dec_all` and `_0`, `_1`, ...:
     the share of the decoder's attention on kept tokens, over all levels and for each. NaN where a level got none."""
@@ -62,19 +63,22 @@ class Criterion:
         if num_boxes is None:
             num_boxes = count_boxes(targets, output.logits.device)
         with torch.autocast(output.logits.device.type, enabled=False):
-            total, terms, metrics = self._detection(output, targets, num_boxes)
+            sets = prediction_sets(output)
+            agnostic = {"_enc": sets.pop("_enc")} if output.class_agnostic_proposals and "_enc" in sets else {}
+            total, terms, error = self._detection(sets, targets, num_boxes)
+            metrics = {"class_error": error}
+            if agnostic:
+                anything = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+                proposals, proposal_terms, _ = self._detection(agnostic, anything, num_boxes)
+                total, terms = total + proposals, terms | proposal_terms
             if output.selection is not None and output.decoder_attention is not None:
-                scoring, overlap = self._token_scoring(output, output.selection, output.decoder_attention)
-                total = total + self.config.token_scoring_weight * scoring
-                terms["loss_mask_prediction"] = scoring.detach()
-                metrics |= overlap
+                total = total + self._token_scoring(output, output.selection, output.decoder_attention, terms, metrics)
         return LossReport(total=total, terms=terms, metrics=metrics)
 
     def _detection(
-        self, output: Output, targets: Sequence[Targets], num_boxes: float | Tensor
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        self, sets: dict[str, Predictions], targets: Sequence[Targets], num_boxes: float | Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         config = self.config
-        sets = prediction_sets(output)
         sizes = tuple(predictions.logits.shape[1] for predictions in sets.values())
         logits = torch.cat([predictions.logits.float() for predictions in sets.values()], dim=1)
         boxes = torch.cat([predictions.boxes.float() for predictions in sets.values()], dim=1)
@@ -96,17 +100,27 @@ class Criterion:
             for name, loss in losses.items()
             for suffix, term in zip(sets, loss.detach().unbind(), strict=True)
         }
-        return total, terms, {"class_error": class_error(logits, matching, labels)}
+        return total, terms, class_error(logits, matching, labels)
 
     def _token_scoring(
-        self, output: Output, selection: TokenSelection, attention: DecoderAttention
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self,
+        output: Output,
+        selection: TokenSelection,
+        attention: DecoderAttention,
+        terms: dict[str, Tensor],
+        metrics: dict[str, Tensor],
+    ) -> Tensor | float:
+        """The weighted loss of the scoring network, if there is one; adds its term, and the overlap to the metrics."""
         dam = decoder_attention_map(attention, output.shapes)
-        target = dam_target(dam, output.token_padding, selection.counts, selection.kept.shape[1])
         shares = attention_share(dam, selection.kept, output.shapes).mean(0)
         names = ("all", *map(str, range(len(output.shapes))))
-        metrics = {f"corr_mask_attn_map_dec_{name}": share for name, share in zip(names, shares, strict=True)}
-        return token_scoring_loss(selection.saliency.float(), target), metrics
+        metrics |= {f"corr_mask_attn_map_dec_{name}": share for name, share in zip(names, shares, strict=True)}
+        if output.objectness is not None:  # trained by its own detections
+            return 0.0
+        target = dam_target(dam, output.token_padding, selection.counts, selection.kept.shape[1])
+        loss = token_scoring_loss(selection.saliency.float(), target)
+        terms["loss_mask_prediction"] = loss.detach()
+        return self.config.token_scoring_weight * loss
 
 
 def prediction_sets(output: Output) -> dict[str, Predictions]:
@@ -115,6 +129,8 @@ def prediction_sets(output: Output) -> dict[str, Predictions]:
     sets |= {f"_{layer}": predictions for layer, predictions in enumerate(output.decoder_auxiliary)}
     if output.proposals is not None:
         sets["_enc"] = output.proposals
+    if output.objectness is not None:
+        sets["_backbone"] = output.objectness
     return sets | {f"_enc_{layer}": predictions for layer, predictions in enumerate(output.encoder_auxiliary)}
 
 

@@ -1,7 +1,7 @@
 """A model as a folder: weights as safetensors, configuration and class names as JSON. Nothing in it can run.
 
     model.safetensors   every parameter and buffer
-    config.json         {"format": 1, "model": {...}, "classes": {...} or null, "image_size": {...} or null}
+    config.json         {"format": 2, "model": {...}, "classes": {...} or null, "image_size": {...} or null}
     manifest.json       size and SHA-256 of the other two
 
 The manifest is removed first and written last, and every file is written whole or not at all: a folder with a
@@ -28,7 +28,7 @@ from sparse_detr.model.state import load_state
 from sparse_detr.records import Classes, ImageSize
 from sparse_detr.storage import Location, locate
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
 
 
@@ -111,10 +111,11 @@ def _read_verified(folder: Location, name: str, manifest: Mapping[str, Any]) -> 
 def _parse_config(data: bytes, uri: str) -> SparseDetr:
     """The model with random weights."""
     content = _parse_json(data, uri)
-    if content.get("format") != FORMAT:
-        raise CheckpointError(f"{uri}: format {content.get('format')!r}; this version reads format {FORMAT}")
+    if content.get("format") not in (1, FORMAT):
+        raise CheckpointError(f"{uri}: format {content.get('format')!r}; this version reads formats 1 and {FORMAT}")
+    fields = content.get("model", {})
     try:
-        model = SparseDetr(from_dict(ModelConfig, content.get("model", {})))
+        model = SparseDetr(from_dict(ModelConfig, fields if content["format"] == FORMAT else _from_format_1(fields)))
         if content.get("classes") is not None:
             model.classes = from_dict(Classes, content["classes"])
         # Folders of earlier versions lack it.
@@ -123,6 +124,18 @@ def _parse_config(data: bytes, uri: str) -> SparseDetr:
     except ConfigError as error:
         raise CheckpointError(f"{uri}: {error}") from error
     return model
+
+
+def _from_format_1(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that format 1 lacks: it knew the authors' way of scoring, and one head where boxes were not refined."""
+    names = ("attention", "query_content", "proposal_score", "token_criterion")
+    present = to_dict(ModelConfig())
+    return fields | {
+        **{name: present[name] for name in names},
+        "scoring_mean": "all",
+        "shared_heads": not fields.get("box_refinement", True),
+        "backbone": {**fields.get("backbone", {}), "drop_path": 0.0},
+    }
 
 
 def _parse_weights(data: bytes, uri: str) -> dict[str, Tensor]:

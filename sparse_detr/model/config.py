@@ -15,10 +15,10 @@ class BackboneConfig:
     """The network under the detector: image to maps of strides 8, 16 and 32."""
 
     name: BackboneName = "resnet50"
-    """`swin_tiny` is the detection variant of Swin-T. `resnet_tiny` is a ResNet of basic blocks with widths 32, 64, 96,
-    128 for small images and CPUs; two 3x3 convolutions of stride 2 stand in place of the 7x7 one and the max pooling."""
+    """`swin_tiny` is the detection variant of Swin-T. `resnet_tiny` is a ResNet of basic blocks with widths 32, 64, 96
+    and 128 for small images and CPUs; two 3x3 convolutions of stride 2 stand in place of the 7x7 one and pooling."""
     norm: Literal["frozen_batch_norm", "group_norm"] = "frozen_batch_norm"
-    """Of ResNets (Swin has layer norms): frozen batch norm wants pretrained weights, group norm trains from nothing."""
+    """Of ResNets; Swin has layer norms. Frozen batch norm wants pretrained weights, group norm trains from nothing."""
     frozen_stages: int = 2
     """How many of the stem and the four stages keep their weights in training; 2 is the authors' choice."""
     drop_path: float = 0.0
@@ -101,8 +101,8 @@ class ModelConfig:
     """What makes a token worth updating: a scoring network that is trained on the decoder attention map (DAM), or the
     best class score of a detection head on the backbone's features."""
     scoring_mean: Literal["valid", "all"] = "valid"
-    """The scoring network compares a token with the mean over its image's own tokens, or over all with the padding,
-    as the authors' weights want it: an image's result then depends on the batch it is in."""
+    """The scoring network compares a token with the mean over its image's own tokens, or over all with the padding, as
+    the authors' weights want it: the more an image is padded, the more the padding then counts."""
     encoder_auxiliary_loss: bool = True
     """Detection heads (and losses) on every encoder layer but the last."""
     dropout: float = 0.1

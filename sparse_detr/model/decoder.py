@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparse_detr.model.deformable_attention import Attended, DeformableAttention
 from sparse_detr.model.encoder import FeedForward
+from sparse_detr.model.full_attention import FullAttention
 from sparse_detr.model.heads import DetectionHead
 from sparse_detr.model.proposals import Queries
 from sparse_detr.model.reference_points import inverse_sigmoid, scale_to_levels
@@ -22,7 +23,7 @@ class DecoderLayer(nn.Module):
     def __init__(
         self,
         self_attention: nn.MultiheadAttention,
-        cross_attention: DeformableAttention,
+        cross_attention: DeformableAttention | FullAttention,
         feedforward: FeedForward,
         channels: int,
         dropout: float,
@@ -59,16 +60,21 @@ class Decoded(NamedTuple):
     predictions: tuple[Predictions, ...]
     """Of the last layer; of all layers, in order, where auxiliary output is asked for."""
     attention: DecoderAttention | None
-    """The decoder attention map's raw material, where asked for; without gradient."""
+    """The decoder attention map's raw material, where asked for and sampled; without gradient."""
 
 
 class Decoder(nn.Module):
-    """D layers with a head each, or with one head for all where boxes are not refined (as in the authors' code)."""
+    """D layers with a head each, or with one head for all.
 
-    def __init__(self, layers: list[DecoderLayer], heads: list[DetectionHead], refine: bool) -> None:
+    With `refine`, a layer's boxes are the references of the next (Deformable DETR, appendix A.4); otherwise all layers
+    start from those of the queries. `norm` comes before the heads.
+    """
+
+    def __init__(self, layers: list[DecoderLayer], heads: list[DetectionHead], norm: nn.Module, refine: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.heads = nn.ModuleList(heads)
+        self.norm = norm
         self.refine = refine
 
     def forward(
@@ -84,13 +90,15 @@ class Decoder(nn.Module):
             if with_auxiliary:
                 attention.append(attended)
             last = index == len(self.layers) - 1
+            if not (last or with_auxiliary or self.refine):
+                continue
             head = cast(DetectionHead, self.heads[min(index, len(self.heads) - 1)])
+            normed, start = self.norm(content), inverse_sigmoid(references)
             if last or with_auxiliary:
-                predictions.append(head(content, inverse_sigmoid(references)))
+                predictions.append(head(normed, start))
             if self.refine and not last:
                 # Each layer learns a step from the box before it: no gradient through the steps before.
-                boxes = predictions[-1].boxes if with_auxiliary else head.boxes(content, inverse_sigmoid(references))
-                references = boxes.detach()
+                references = (predictions[-1].boxes if with_auxiliary else head.boxes(normed, start)).detach()
         return Decoded(tuple(predictions), _stack(attention))
 
 

@@ -19,7 +19,7 @@ class Attended(NamedTuple):
 
     output: Float[Tensor, "B Q C"]
     locations: Float[Tensor, "B Q M L P 2"] | None
-    """Without gradient; None where not asked for."""
+    """Without gradient; None where not asked for, and where attention does not sample."""
     weights: Float[Tensor, "B Q M L P"] | None
 
 

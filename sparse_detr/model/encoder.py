@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparse_detr.model.deformable_attention import DeformableAttention
+from sparse_detr.model.full_attention import FullAttention
 from sparse_detr.model.heads import DetectionHead
 from sparse_detr.model.reference_points import encoder_reference_points
 from sparse_detr.model.token_selection import gather_tokens, scatter_tokens
@@ -32,9 +33,11 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Deformable attention from the kept tokens to all tokens, then a feed-forward network; post-norm."""
+    """Attention from the kept tokens to all tokens, then a feed-forward network; post-norm."""
 
-    def __init__(self, attention: DeformableAttention, feedforward: FeedForward, channels: int, dropout: float) -> None:
+    def __init__(
+        self, attention: DeformableAttention | FullAttention, feedforward: FeedForward, channels: int, dropout: float
+    ) -> None:
         super().__init__()
         self.attention = attention
         self.attention_norm = nn.LayerNorm(channels)

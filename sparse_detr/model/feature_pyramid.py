@@ -20,11 +20,13 @@ class FeatureProjection(nn.Module):
     """Backbone maps to one row of tokens (Deformable DETR, appendix A.4).
 
     A 1x1 convolution for each backbone map. Each further level is a 3x3 convolution of stride 2: the first on
-    the backbone's last raw map, the next ones on the projected map before.
+    the backbone's last raw map, the next ones on the projected map before. Fewer levels than maps take the coarsest.
     """
 
     def __init__(self, inputs: Sequence[int], channels: int, levels: int) -> None:
         super().__init__()
+        inputs = inputs[-levels:]
+        self.maps = len(inputs)
         projections = [_projection(nn.Conv2d(size, channels, 1)) for size in inputs]
         for size in (inputs[-1], *[channels] * levels)[: levels - len(inputs)]:
             projections.append(_projection(nn.Conv2d(size, channels, 3, stride=2, padding=1)))
@@ -33,7 +35,7 @@ class FeatureProjection(nn.Module):
 
     def forward(self, features: tuple[Float[Tensor, "B _ _ _"], ...], padding: Bool[Tensor, "B H W"]) -> FeaturePyramid:
         """Project, flatten and describe `features`; `padding` is that of the images, True outside them."""
-        maps = self._project(features)
+        maps = self._project(features[-self.maps :])
         shapes = tuple((int(level.shape[2]), int(level.shape[3])) for level in maps)
         # Every level's padding is taken from the images, also the added one's.
         paddings = [functional.interpolate(padding[None].float(), size=shape)[0].bool() for shape in shapes]

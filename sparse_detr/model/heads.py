@@ -7,6 +7,7 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sparse_detr.records import Predictions
 
@@ -43,6 +44,10 @@ class DetectionHead(nn.Module):
         self.classes = nn.Linear(channels, classes)
         self.boxes = BoxHead(channels)
         nn.init.constant_(self.classes.bias, -math.log((1 - _PRIOR) / _PRIOR))
+
+    def first_class(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B N 1"]:
+        """The first class logit alone."""
+        return functional.linear(tokens, self.classes.weight[:1], self.classes.bias[:1])
 
     def forward(self, tokens: Float[Tensor, "B N C"], reference_logits: Float[Tensor, "B N _"]) -> Predictions:
         """Both predictions."""

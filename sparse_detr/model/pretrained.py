@@ -1,165 +1,185 @@
-"""Weights of others: the authors' checkpoints, and ImageNet ResNets under torchvision's names."""
+"""The authors' checkpoints into our models, and back."""
 
 from __future__ import annotations
 
 import argparse
 import io
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_detr.coco_names import coco_91_classes
+from sparse_detr.download import parse_address, read_checked
 from sparse_detr.errors import CheckpointError
-from sparse_detr.model.backbone.frozen_batch_norm import FrozenBatchNorm
 from sparse_detr.model.config import ModelConfig
-from sparse_detr.model.original_names import canonical, infer_config, original_name
+from sparse_detr.model.original_arguments import original_arguments
+from sparse_detr.model.original_config import Hints, infer_config
+from sparse_detr.model.original_names import aliases, canonical, number_of_head, original_name
 from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.model.state import listed, load_state
-from sparse_detr.storage import locate
+from sparse_detr.model.state import check_keys
+from sparse_detr.model.tensor_file import read_pickle
 
 _COUNTERS = ("num_batches_tracked", "total_params", "total_ops")
+_CONSTANTS = "relative_position_index"
+_PARALLEL = "module."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadReport:
-    """What became of the tensors of a backbone file."""
+class ConversionReport:
+    """What became of the tensors of an authors' checkpoint, or of a model of ours on the way back."""
 
-    loaded: tuple[str, ...]
-    """Backbone tensors that now hold the file's numbers."""
-    fresh: tuple[str, ...]
-    """Backbone tensors that the file does not have: they stay as they were."""
-    ignored: tuple[str, ...]
-    """The file's tensors that this backbone has no use for."""
+    config: ModelConfig
+    """Of our model."""
+    mapped: Mapping[str, str]
+    """Our name of every tensor, by the authors' first name of it."""
+    aliases: Mapping[str, str]
+    """Further names of a tensor in the authors' checkpoint, with its first name; all copies are equal."""
+    ignored: tuple[str, ...] = ()
+    """Keys that hold no weights: counters of batches and operations."""
+    assumed: tuple[str, ...] = ()
+    """What neither tensors nor arguments of the checkpoint said, and was taken to be as usual."""
 
 
-def from_original(source: Mapping[str, Tensor] | str | Path, keep_ratio: float | None = None) -> SparseDetr:
+class Conversion(NamedTuple):
+    """A model and where its tensors come from."""
+
+    model: SparseDetr
+    report: ConversionReport
+
+
+def from_original(
+    source: Mapping[str, Any] | str | Path, keep_ratio: float | None = None, hints: Hints | None = None
+) -> SparseDetr:
+    """The model of an authors' checkpoint, in evaluation mode; `convert_original` also says what was mapped."""
+    return convert_original(source, keep_ratio, hints).model
+
+
+def convert_original(
+    source: Mapping[str, Any] | str | Path, keep_ratio: float | None = None, hints: Hints | None = None
+) -> Conversion:
     """The model of an authors' checkpoint, in evaluation mode. One of 91 labels gets the class names of COCO.
 
     Args:
-        source: their state_dict, or a path or URI of their `.pth` file. Read with `weights_only`, so no code runs.
+        source: their state_dict, alone or in the dict that their `.pth` file holds; or where that file is: a path,
+            `s3://` or `https://` address as in `sparse_detr.download`. Read with `weights_only`, so no code of the file
+            runs.
         keep_ratio: the one it was trained with; needed for sparse models where the file does not tell.
+        hints: what no tensor shows, where the file's arguments are absent or wrong.
 
     Raises:
         CheckpointError: unsafe, cut short or foreign file; unknown, missing or misshapen keys, named.
-        ConfigError: a keep ratio that is lacking or does not go with the model.
+        ConfigError: a keep ratio that is lacking, or one or a hint that does not go with the model.
+        StorageError: the file cannot be reached, or its checksum is another.
     """
-    arguments: Mapping[str, Any] = {}
-    if isinstance(source, Mapping):
-        state, name = dict(source), "state_dict"
-    else:
-        state, arguments = _read_pickle(source)
-        name = str(source)
-    config = infer_config(state, arguments, keep_ratio)
-    model = SparseDetr(config)
-    load_state(model, _to_our_names(model, state), name)
-    coco = coco_91_classes()
-    model.classes = coco if config.num_classes == len(coco) else None
-    return model.eval()
+    name = "state_dict" if isinstance(source, Mapping) else str(parse_address(source))
+    tree = dict(source) if isinstance(source, Mapping) else read_pickle(read_checked(source), name)
+    state, arguments = _unpack(tree, name)
+    return _convert(state, arguments, name, keep_ratio, hints)
 
 
-def _read_pickle(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(io.BytesIO(locate(path).read_bytes()), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused, it is no PyTorch file or asks to run code while it is read ({_first_line(error)}); "
-            "give a .pth file of tensors"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as a PyTorch checkpoint ({_first_line(error)}); fetch it again"
-        ) from error
-    arguments: dict[str, Any] = {}
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        arguments = dict(vars(content["args"])) if isinstance(content.get("args"), argparse.Namespace) else {}
-        content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: holds no state_dict; give a .pth file of the Sparse DETR authors' code")
-    return content, arguments
+def to_original(model: SparseDetr, *, ignore_scoring_mean: bool = False) -> dict[str, Tensor]:
+    """The state_dict that the authors' code has for this model: every key, aliases too, with the model's own tensors.
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _to_our_names(model: SparseDetr, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    config = model.config
-    names = {original_name(key, config): key for key in model.state_dict()}
-    result: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if key.endswith(_COUNTERS):
-            continue
-        first = canonical(key, config)
-        ours = names.get(first, key)
-        if ours in result and not torch.equal(result[ours], value):
-            raise CheckpointError(f"{key}: differs from {first}, of which it should be a copy; {_copies(config)}")
-        result[ours] = value
-    return result
-
-
-def _copies(config: ModelConfig) -> str:
-    if config.box_refinement:
-        return "the checkpoint contradicts itself, fetch it again"
-    return "learned queries with a head for each layer (--with_box_refine without --two_stage) are not supported"
-
-
-def load_backbone(model: SparseDetr, uri: str | Path) -> LoadReport:
-    """Load an ImageNet ResNet (safetensors, torchvision's key names) into the model's backbone.
-
-    Batch norm may be folded into the convolutions, whose biases then go into the frozen norm. A backbone with
-    group norm takes the convolutions alone.
+    Args:
+        ignore_scoring_mean: see `original_arguments`.
 
     Raises:
-        CheckpointError: not a safetensors file, no key in common, or another ResNet's shapes; the backbone is
-            as before.
+        ConfigError: their code cannot build this model; names the field.
     """
-    try:
-        content = safetensors.torch.load(locate(uri).read_bytes())
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{uri}: not a safetensors file ({_first_line(error)}); fetch it again") from error
-    own = model.backbone.state_dict()
-    frozen = isinstance(model.backbone.bn1, FrozenBatchNorm)
-    tensors = _unfold(content) if frozen else {k: v for k, v in content.items() if not _is_norm(k, model.backbone)}
-    loaded = sorted(tensors.keys() & own.keys())
-    if not loaded:
-        raise CheckpointError(
-            f"{uri}: holds {listed(sorted(content))}; none is a key of {model.config.backbone.name}, "
-            "give a ResNet with torchvision's names"
-        )
-    load_state(model.backbone, own | {key: tensors[key] for key in loaded}, str(uri))
-    ignored = content.keys() - set(loaded) - ({f"{conv}.bias" for conv in _folded(content)} if frozen else set())
-    return LoadReport(
-        loaded=tuple(loaded), fresh=tuple(sorted(own.keys() - set(loaded))), ignored=tuple(sorted(ignored))
-    )
+    original_arguments(model.config, ignore_scoring_mean=ignore_scoring_mean)
+    state = model.state_dict()
+    report = original_report(model)
+    result = {key: state[ours] for key, ours in report.mapped.items()}
+    return result | {alias: result[key] for alias, key in report.aliases.items()}
 
 
-def _folded(content: Mapping[str, Tensor]) -> list[str]:
-    """Names of convolutions with a bias, which ResNets have only when batch norm is folded in."""
-    return [key[: -len(".bias")] for key in content if re.search(r"(conv\d|downsample\.0)\.bias$", key)]
+def original_report(model: SparseDetr) -> ConversionReport:
+    """What `to_original` maps."""
+    config = model.config
+    mapped = {original_name(key, config): key for key in model.state_dict()}
+    copies = {alias: key for key in mapped for alias in aliases(key, config)}
+    return ConversionReport(config=config, mapped=mapped, aliases=copies)
 
 
-def _unfold(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The biases of convolutions as (minus) means of the norms behind them, which do nothing else."""
-    tensors = dict(content)
-    for name in _folded(content):
-        bias = tensors.pop(f"{name}.bias")
-        norm = re.sub(r"conv(\d)$", r"bn\1", re.sub(r"downsample\.0$", "downsample.1", name))
-        tensors.setdefault(f"{norm}.weight", torch.ones_like(bias))
-        tensors.setdefault(f"{norm}.bias", torch.zeros_like(bias))
-        tensors.setdefault(f"{norm}.running_var", torch.full_like(bias, 1 - FrozenBatchNorm.epsilon))
-        tensors[f"{norm}.running_mean"] = tensors.get(f"{norm}.running_mean", torch.zeros_like(bias)) - bias
-    return tensors
+def original_file(model: SparseDetr, *, ignore_scoring_mean: bool = False) -> bytes:
+    """A `.pth` file that the authors' code loads: {"model": `to_original`, "args": their flags, a plain dict}."""
+    state = to_original(model, ignore_scoring_mean=ignore_scoring_mean)
+    arguments = original_arguments(model.config, ignore_scoring_mean=ignore_scoring_mean)
+    # Aliases stay one tensor in the file, as long as each storage is moved once.
+    moved = {id(value): value.detach().cpu().contiguous() for value in state.values()}
+    buffer = io.BytesIO()
+    torch.save({"model": {key: moved[id(value)] for key, value in state.items()}, "args": arguments}, buffer)
+    return buffer.getvalue()
 
 
-def _is_norm(key: str, backbone: nn.Module) -> bool:
-    owner, _, _ = key.rpartition(".")
-    return isinstance(dict(backbone.named_modules()).get(owner), nn.GroupNorm)
+def _unpack(tree: object, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State and arguments of what a `.pth` file holds."""
+    arguments: dict[str, Any] = {}
+    if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
+        found = tree.get("args")
+        found = vars(found) if isinstance(found, argparse.Namespace) else found
+        arguments = dict(found) if isinstance(found, Mapping) else {}
+        tree = tree["model"]
+    if not isinstance(tree, dict) or not tree or not all(isinstance(value, Tensor) for value in tree.values()):
+        raise CheckpointError(f"{name}: holds no state_dict; give a .pth file of the Sparse DETR authors' code")
+    return {str(key): value for key, value in tree.items()}, arguments
+
+
+def _convert(
+    state: Mapping[str, Tensor], arguments: Mapping[str, Any], name: str, keep_ratio: float | None, hints: Hints | None
+) -> Conversion:
+    ignored = tuple(key for key in state if key.endswith(_COUNTERS))
+    state = _without_prefix({key: value for key, value in state.items() if key not in ignored})
+    config, assumed = infer_config(_by_number(state), arguments, keep_ratio, hints)
+    model = SparseDetr(config)
+    names = {original_name(key, config): key for key in model.state_dict()}
+    own = dict(zip(names, model.state_dict().values(), strict=True))
+    tensors, copies = _without_aliases(state, config)
+    _fill_constants(tensors, own)
+    check_keys(own, tensors, name)
+    model.load_state_dict({names[key]: value for key, value in tensors.items()})
+    coco = coco_91_classes()
+    model.classes = coco if config.num_classes == len(coco) else None
+    report = ConversionReport(config=config, mapped=names, aliases=copies, ignored=ignored, assumed=assumed)
+    return Conversion(model.eval(), report)
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what torch's DistributedDataParallel puts before every key."""
+    if all(key.startswith(_PARALLEL) for key in state):
+        return {key.removeprefix(_PARALLEL): value for key, value in state.items()}
+    return dict(state)
+
+
+def _by_number(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state with the first name that each head has whatever the configuration."""
+    layers = {key.split(".")[3] for key in state if key.startswith("transformer.decoder.layers.")}
+    return {number_of_head(key, len(layers)): value for key, value in state.items()}
+
+
+def _without_aliases(state: Mapping[str, Tensor], config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor once, by its first name, and the other names."""
+    tensors: dict[str, Tensor] = {}
+    copies: dict[str, str] = {}
+    for key, value in state.items():
+        first = canonical(key, config)
+        if first in tensors and not torch.equal(tensors[first], value):
+            raise CheckpointError(
+                f"{key}: differs from {first}, of which it should be a copy; the checkpoint contradicts itself, "
+                "fetch it again"
+            )
+        tensors[first] = value
+        if key != first:
+            copies[key] = first
+    return tensors, copies
+
+
+def _fill_constants(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Swin's table of window offsets follows from the architecture: it may lack, but not differ."""
+    for key, value in own.items():
+        if key.endswith(_CONSTANTS) and not torch.equal(tensors.setdefault(key, value).to(value), value):
+            raise CheckpointError(f"{key}: differs from that of Swin's windows of 7x7 tokens; give a Swin-T checkpoint")

@@ -56,16 +56,33 @@ def proposal_grid(pyramid: FeaturePyramid) -> ProposalGrid:
 
 
 class TopKQueries(nn.Module):
-    """The best-scored tokens become decoder queries."""
+    """The best-scored tokens become decoder queries.
 
-    def __init__(self, head: DetectionHead, channels: int, queries: int) -> None:
+    Args:
+        head: scores tokens and completes their proposals; None uses the one that `forward` is given.
+        content_from_memory: a query's content is the memory's token; otherwise it is made from the proposal's box.
+        class_agnostic: the first class logit alone ranks tokens.
+    """
+
+    def __init__(
+        self,
+        head: DetectionHead | None,
+        channels: int,
+        queries: int,
+        *,
+        content_from_memory: bool = True,
+        class_agnostic: bool = False,
+    ) -> None:
         super().__init__()
         self.queries = queries
+        self.content_from_memory = content_from_memory
+        self.class_agnostic = class_agnostic
         self.project = nn.Linear(channels, channels)
         self.project_norm = nn.LayerNorm(channels)
         self.head = head
-        self.position = nn.Linear(2 * channels, channels)
-        self.position_norm = nn.LayerNorm(channels)
+        outputs = channels if content_from_memory else 2 * channels
+        self.position = nn.Linear(2 * channels, outputs)
+        self.position_norm = nn.LayerNorm(outputs)
 
     def embed(self, tokens: Float[Tensor, "B T C"], grid: ProposalGrid) -> Float[Tensor, "B T C"]:
         """Tokens prepared for scoring, those without a usable proposal as zeros.
@@ -75,20 +92,31 @@ class TopKQueries(nn.Module):
         embedded: Tensor = self.project_norm(self.project(tokens.masked_fill(grid.unusable[..., None], 0.0)))
         return embedded
 
-    def forward(self, memory: Float[Tensor, "B T C"], grid: ProposalGrid, with_proposals: bool) -> Queries:
-        """The Q tokens with the highest class logit (all T, if there are fewer), best first."""
+    def forward(
+        self, memory: Float[Tensor, "B T C"], grid: ProposalGrid, shared_head: DetectionHead, with_proposals: bool
+    ) -> Queries:
+        """The Q tokens with the highest score (all T, if there are fewer), best first."""
+        head = shared_head if self.head is None else self.head
         embedded = self.embed(memory, grid)
-        logits = self.head.classes(embedded)
-        tokens = logits.amax(-1).topk(min(self.queries, memory.shape[1]), dim=1).indices
-        proposals = None
         if with_proposals:
-            proposals = Predictions(logits=logits, boxes=self.head.boxes(embedded, grid.logits))
+            proposals = head(embedded, grid.logits)
+            tokens = self._best(proposals.logits)
             references = gather_tokens(proposals.boxes, tokens)
         else:
-            references = self.head.boxes(gather_tokens(embedded, tokens), gather_tokens(grid.logits, tokens))
+            # Boxes of the chosen tokens alone, and no class logit that ranks nothing.
+            proposals = None
+            tokens = self._best(head.first_class(embedded) if self.class_agnostic else head.classes(embedded))
+            references = head.boxes(gather_tokens(embedded, tokens), gather_tokens(grid.logits, tokens))
         references = references.detach()
         position = self.position_norm(self.position(encode_boxes(references, memory.shape[2] // 2)))
-        return Queries(gather_tokens(memory, tokens), position, references, tokens, proposals)
+        if self.content_from_memory:
+            return Queries(gather_tokens(memory, tokens), position, references, tokens, proposals)
+        position, content = position.chunk(2, dim=-1)
+        return Queries(content, position, references, tokens, proposals)
+
+    def _best(self, logits: Float[Tensor, "B T _"]) -> Int[Tensor, "B Q"]:
+        scores = logits[..., 0] if self.class_agnostic else logits.amax(-1)
+        return scores.topk(min(self.queries, scores.shape[1]), dim=1).indices
 
 
 class LearnedQueries(nn.Module):
@@ -99,7 +127,25 @@ class LearnedQueries(nn.Module):
         self.embedding = nn.Embedding(queries, 2 * channels)
         self.reference_points = nn.Linear(channels, 2)
 
-    def forward(self, memory: Float[Tensor, "B T C"], grid: ProposalGrid, with_proposals: bool) -> Queries:
+    def forward(
+        self, memory: Float[Tensor, "B T C"], grid: ProposalGrid, shared_head: DetectionHead, with_proposals: bool
+    ) -> Queries:
         """The same queries for each image of `memory`; there are no proposals."""
         position, content = self.embedding.weight.expand(len(memory), -1, -1).chunk(2, dim=-1)
         return Queries(content, position, self.reference_points(position).sigmoid(), None, None)
+
+
+class ObjectQueries(nn.Module):
+    """DETR's queries: a learned position and no content, and boxes that start from nowhere."""
+
+    def __init__(self, channels: int, queries: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(queries, channels)
+
+    def forward(
+        self, memory: Float[Tensor, "B T C"], grid: ProposalGrid, shared_head: DetectionHead, with_proposals: bool
+    ) -> Queries:
+        """The same queries for each image of `memory`. References of 0.5 have logit 0 and add nothing to a box."""
+        position = self.embedding.weight.expand(len(memory), -1, -1)
+        references = position.new_full((*position.shape[:2], 2), 0.5)
+        return Queries(torch.zeros_like(position), position, references, None, None)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_detr.errors import ConfigError
 from sparse_detr.model import build
 from sparse_detr.model.config import ModelConfig
 from sparse_detr.model.decoder import Decoded
 from sparse_detr.model.encoder import Encoded
+from sparse_detr.model.original_config import Hints
 from sparse_detr.model.proposals import ProposalGrid, Queries, TopKQueries, proposal_grid
+from sparse_detr.model.scoring_network import Scored
 from sparse_detr.model.token_selection import select_tokens
-from sparse_detr.records import Classes, FeaturePyramid, ImageBatch, ImageSize, Output, TokenSelection
+from sparse_detr.records import Classes, FeaturePyramid, ImageBatch, ImageSize, Output
 
 
 class SparseDetr(nn.Module):
-    """A detector of the Deformable DETR family, as its configuration says; random weights at first."""
+    """A detector of the DETR family, as its configuration says; random weights at first."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,9 +56,10 @@ class SparseDetr(nn.Module):
         ratio = self._checked_ratio(keep_ratio)
         pyramid: FeaturePyramid = self.feature_projection(self.backbone(batch.pixels), batch.padding)
         grid = proposal_grid(pyramid)
-        selection = self._select_tokens(pyramid, grid, ratio)
+        scored = self._score_tokens(pyramid, grid, ratio, with_auxiliary)
+        selection = None if scored is None else select_tokens(scored.saliency, pyramid.padding, ratio)
         encoded: Encoded = self.encoder(pyramid, selection, grid.logits, with_auxiliary)
-        queries: Queries = self.queries(encoded.memory, grid, with_auxiliary)
+        queries: Queries = self.queries(encoded.memory, grid, self.decoder.heads[0], with_auxiliary)
         decoded: Decoded = self.decoder(queries, encoded.memory, pyramid, with_auxiliary)
         *earlier, last = decoded.predictions
         return Output(
@@ -69,16 +73,20 @@ class SparseDetr(nn.Module):
             decoder_auxiliary=tuple(earlier),
             encoder_auxiliary=encoded.auxiliary,
             proposals=queries.proposals,
+            class_agnostic_proposals=self.config.proposal_score == "class_agnostic",
+            objectness=None if scored is None else scored.predictions,
             decoder_attention=decoded.attention,
         )
 
     @classmethod
-    def from_original(cls, source: Mapping[str, Tensor] | str | Path, keep_ratio: float | None = None) -> SparseDetr:
-        """The model of an authors' checkpoint, in evaluation mode; see `pretrained.from_original`."""
+    def from_original(
+        cls, source: Mapping[str, Any] | str | Path, keep_ratio: float | None = None, hints: Hints | None = None
+    ) -> SparseDetr:
+        """The model of an authors' checkpoint, in evaluation mode; `pretrained.convert_original` says what is what."""
         # Imported here and below because these modules build this class.
         from sparse_detr.model.pretrained import from_original
 
-        return from_original(source, keep_ratio)
+        return from_original(source, keep_ratio, hints)
 
     @classmethod
     def from_pretrained(cls, path_or_uri: str | Path) -> SparseDetr:
@@ -98,9 +106,12 @@ class SparseDetr(nn.Module):
             )
         return ratio
 
-    def _select_tokens(self, pyramid: FeaturePyramid, grid: ProposalGrid, ratio: float) -> TokenSelection | None:
+    def _score_tokens(
+        self, pyramid: FeaturePyramid, grid: ProposalGrid, ratio: float, with_predictions: bool
+    ) -> Scored | None:
         if ratio == 1.0 or self.scoring_network is None:
             return None
         assert isinstance(self.queries, TopKQueries), "sparsity comes with top-k queries"
         tokens = self.queries.embed(pyramid.tokens + pyramid.position, grid)
-        return select_tokens(self.scoring_network(tokens, pyramid.padding), pyramid.padding, ratio)
+        scored: Scored = self.scoring_network(tokens, pyramid.padding, grid.logits, with_predictions)
+        return scored

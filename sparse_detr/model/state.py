@@ -17,7 +17,12 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     Raises:
         CheckpointError: unknown, missing or misshapen keys, named; the module is as before.
     """
-    own = module.state_dict()
+    check_keys(module.state_dict(), state, source)
+    module.load_state_dict(state)
+
+
+def check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError that names what does not fit, unless `state` has just the keys and shapes of `own`."""
     problems = []
     if unknown := sorted(state.keys() - own.keys()):
         problems.append(f"unknown keys: {listed(unknown)}")
@@ -31,7 +36,6 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         problems.append(f"misshapen: {listed(misshapen)}")
     if problems:
         raise CheckpointError(f"{source}: {'; '.join(problems)}; give weights of a model with this configuration")
-    module.load_state_dict(state)
 
 
 def listed(names: Iterable[str]) -> str:

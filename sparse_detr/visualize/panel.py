@@ -49,12 +49,13 @@ def panel(
         for tile, text in row:
             sheet.paste(tile, (x, y))
             middle = (x + tile.width / 2, y + height + text_height / 2)
-            draw.text(middle, _shorten(text, font, tile.width), fill=(40, 44, 52), font=font, anchor="mm")
+            draw.text(middle, shorten(text, font, tile.width), fill=(40, 44, 52), font=font, anchor="mm")
             x += tile.width + gap
     return np.asarray(sheet)
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, cut with dots where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

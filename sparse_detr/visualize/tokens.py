@@ -1,4 +1,4 @@
-"""Saliency and kept tokens over the image."""
+"""Saliency, kept tokens and where these agree with the decoder's attention, over the image."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sparse_detr.records import Shapes
 from sparse_detr.visualize.style import Array, Colour, Picture
+
+AGREEMENT_COLOURS: tuple[Colour, Colour, Colour] = (0, 190, 140), (60, 150, 255), (255, 84, 60)
+"""Of tokens that are kept and attended, kept only, attended only."""
 
 _EDGE_COLOUR: Colour = (255, 214, 64)
 
@@ -73,6 +76,44 @@ def kept_tokens_overlay(
     if level is not None:
         picture[_edges(bright > 0.5, max(1, round(min(size) / 240)))] = _EDGE_COLOUR
     return _to_picture(picture)
+
+
+def agreement_overlay(
+    image: Picture,
+    kept: Int[Tensor, " K"],
+    attended: Int[Tensor, " N"],
+    shapes: Shapes,
+    *,
+    level: int | None = None,
+    image_share: tuple[float, float] = (1.0, 1.0),
+    strength: float = 0.6,
+) -> Picture:
+    """Kept tokens against those that the decoder looks at most, in AGREEMENT_COLOURS on the greyed image.
+
+    All levels together mix the colours of the levels, the stronger the more levels have either at the place.
+
+    Args:
+        kept: indices of the tokens that the encoder updates.
+        attended: indices of the tokens with the most attention.
+        level: draw this level alone; None draws all of them together.
+        image_share: share of the padded batch's (height, width) that is this image; tokens beyond are cut off.
+        strength: 0 shows the image alone, 1 the colours alone.
+    """
+    size = (image.shape[1], image.shape[0])
+    flags = np.zeros((2, sum(h * w for h, w in shapes)), dtype=np.float32)
+    flags[0, kept.detach().cpu().numpy()] = 1
+    flags[1, attended.detach().cpu().numpy()] = 1
+    classes = (flags[0] * flags[1], flags[0] * (1 - flags[1]), flags[1] * (1 - flags[0]))
+    shares = []
+    for one in classes:
+        maps = _cut_levels(one, shapes)
+        chosen = maps if level is None else [maps[level]]
+        shares.append(np.mean([_stretch(m, size, image_share, Image.Resampling.NEAREST) for m in chosen], axis=0))
+    parts = np.stack(shares, axis=-1)
+    covered = parts.sum(-1, keepdims=True)
+    colours = parts @ np.array(AGREEMENT_COLOURS) / np.maximum(covered, 1e-6)
+    weight = strength * np.sqrt(covered)
+    return _to_picture((1 - weight) * 0.75 * _grey(image) + weight * colours)
 
 
 def _cut_levels(values: Array, shapes: Shapes) -> list[Array]:

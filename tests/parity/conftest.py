@@ -25,10 +25,13 @@ class Recording:
 
     rule: ModuleType
     state: dict[str, Tensor]
-    """All keys, aliases too, as a real checkpoint holds them."""
+    """All keys, aliases too, as a real checkpoint holds them; without int64 buffers, which the rule does not fill."""
     keys: dict[str, Any]
+    """The list of keys, shapes, aliases and parameters."""
     meta: dict[str, Any]
+    """Losses and norms of gradients; empty where only the keys were recorded."""
     arrays: Any
+    """The recorded tensors, likewise."""
 
     def array(self, case: str, key: str) -> Tensor:
         """What was recorded under `case`/`key`."""
@@ -59,9 +62,12 @@ def recording(shared: Path) -> Callable[[str], Recording]:
     spec.loader.exec_module(rule)
 
     def read(name: str) -> Recording:
+        meta = folder / f"{name}.meta.json"
         keys = json.loads((folder / f"{name}.keys.json").read_text())
         state: dict[str, Tensor] = {}
         for key in sorted(keys["keys"], key=lambda key: key in keys["aliases"]):
+            if key in keys["dtypes_not_f32"]:
+                continue
             first = keys["aliases"].get(key)
             filled = None if first else rule.fill(key, tuple(keys["keys"][key]), rule.SALT[name])
             state[key] = state[first] if first else torch.from_numpy(filled)
@@ -69,8 +75,8 @@ def recording(shared: Path) -> Callable[[str], Recording]:
             rule=rule,
             state=state,
             keys=keys,
-            meta=json.loads((folder / f"{name}.meta.json").read_text()),
-            arrays=np.load(folder / f"{name}.npz"),
+            meta=json.loads(meta.read_text()) if meta.exists() else {},
+            arrays=np.load(folder / f"{name}.npz") if meta.exists() else {},
         )
 
     return read

@@ -20,10 +20,12 @@ import pytest
 
 from pipelines import cli
 from pipelines.config import RunConfig
+from pipelines.cost import CostConfig
 from pipelines.data import CheckConfig, ImportVocConfig, MakeShapesConfig
 from pipelines.demo import DemoConfig
 from pipelines.doctor import DoctorConfig
 from pipelines.evaluate import EvaluateConfig
+from pipelines.explain import ExplainConfig
 from pipelines.predict.config import PredictConfig
 from pipelines.recipes import RECIPES
 from pipelines.submit import SubmitConfig
@@ -31,7 +33,7 @@ from sparse_detr.errors import CheckpointError, ConfigError
 from tune.sweep import SweepConfig
 
 VERB_CONFIGS = [RunConfig, SweepConfig, EvaluateConfig, PredictConfig, SubmitConfig, DemoConfig, DoctorConfig,
-                ImportVocConfig, MakeShapesConfig, CheckConfig]  # fmt: skip
+                ExplainConfig, ImportVocConfig, MakeShapesConfig, CheckConfig, CostConfig]  # fmt: skip
 
 
 def _run(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:

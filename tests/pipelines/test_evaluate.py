@@ -9,48 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pipelines.evaluate import EvaluateConfig, evaluate, match_categories
+from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.local_services import LocalS3
+from sparse_detr.benchmark.cost import model_cost
 from sparse_detr.data.coco import read_coco
 from sparse_detr.data.decode import decode_image
 from sparse_detr.data.transforms import EvalTransform
 from sparse_detr.errors import AnnotationError, ConfigError, ImageError, OutputExistsError, StorageError
 from sparse_detr.evaluation.coco_ap import coco_results, evaluate_coco
 from sparse_detr.evaluation.postprocess import postprocess
-from sparse_detr.model.checkpoint import save_model
+from sparse_detr.model.checkpoint import load_model, save_model
 from sparse_detr.model.config import BackboneConfig, ModelConfig
 from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.records import Classes, ImageBatch
+from sparse_detr.records import ImageBatch
 from sparse_detr.storage import Location, locate
-
-SHAPES = Classes(names=("disc", "square", "star"), category_ids=(2, 5, 9))
-
-
-def test_classes_of_the_same_ids_and_names_stay() -> None:
-    data = Classes(names=("star", "disc"), category_ids=(9, 2))
-    assert match_categories(SHAPES, 3, data) == {9: 9, 2: 2}
-
-
-def test_classes_that_were_numbered_anew_are_matched_by_name() -> None:
-    data = Classes(names=("disc", "star"), category_ids=(5, 2))
-    assert match_categories(SHAPES, 3, data) == {2: 5, 9: 2}
-
-
-def test_unknown_class_is_refused_and_both_sides_are_named() -> None:
-    with pytest.raises(ConfigError, match="classes cell are not classes of the model, which knows disc, square, star"):
-        match_categories(SHAPES, 3, Classes(names=("disc", "cell"), category_ids=(2, 5)))
-
-
-def test_same_ids_under_other_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match="rbc, wbc, platelets"):
-        match_categories(SHAPES, 3, Classes(names=("rbc", "wbc", "platelets"), category_ids=(2, 5, 9)))
-
-
-def test_model_without_names_gives_raw_ids() -> None:
-    assert match_categories(None, 91, Classes(names=("person", "toothbrush"), category_ids=(1, 90))) == {1: 1, 90: 90}
-    with pytest.raises(ConfigError, match="ids 0 to 79"):
-        match_categories(None, 80, Classes(names=("person", "toothbrush"), category_ids=(1, 90)))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +70,7 @@ def coco_model(subset: tuple[Path, Path]) -> SparseDetr:
     return model.eval()
 
 
-def _one_by_one(config: EvaluateConfig, model: SparseDetr) -> list[dict[str, Any]]:
+def _one_by_one(config: EvaluateConfig, model: SparseDetr, keep_ratio: float | None = None) -> list[dict[str, Any]]:
     """The same detections without any of the pipeline: each image alone."""
     transform = EvalTransform(short_side=config.short_side, max_side=config.max_side)
     index = read_coco(config.annotations)
@@ -106,10 +80,17 @@ def _one_by_one(config: EvaluateConfig, model: SparseDetr) -> list[dict[str, Any
         pixels = decode_image((Path(config.images) / image.file_name).read_bytes(), name=image.file_name)
         tensor, _ = transform(pixels, np.zeros((0, 4)), np.zeros(0, np.int64))
         with torch.no_grad():
-            output = model(ImageBatch.from_list([tensor]), config.keep_ratio)
+            output = model(ImageBatch.from_list([tensor]), keep_ratio)
         (found,) = postprocess(output, [(image.height, image.width)])
         results += coco_results(image.id, found, model.classes)
     return results
+
+
+def _input_size(config: EvaluateConfig, height: int, width: int) -> tuple[int, int]:
+    blank = np.zeros((height, width, 3), np.uint8)
+    transform = EvalTransform(short_side=config.short_side, max_side=config.max_side)
+    pixels, _ = transform(blank, np.zeros((0, 4)), np.zeros(0, np.int64))
+    return pixels.shape[1], pixels.shape[2]
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +154,57 @@ def test_numbers_equal_those_of_a_plain_loop_from_folder_and_store(
     assert detections[0] == detections[1]
 
 
-def test_keep_ratio_reaches_the_model(config: EvaluateConfig, coco_model: SparseDetr, ray_cluster: object) -> None:
-    config = replace(config, keep_ratio=0.9)
-    result = evaluate(config)
-    expected = evaluate_coco(read_coco(config.annotations).ground_truth(), _one_by_one(config, coco_model))
-    assert result.keep_ratio == 0.9
-    assert result.metrics.summary() == pytest.approx(expected.summary(), abs=1e-3)
+def test_several_keep_ratios_give_what_each_gives_alone_a_plot_and_a_table(
+    config: EvaluateConfig, coco_model: SparseDetr, ray_cluster: object, tmp_path: Path
+) -> None:
+    output = tmp_path / "found.json"
+    ratios = (0.9, 0.1, 1.0)
+    result = evaluate(replace(config, keep_ratio=ratios, output=str(output), attention_overlap=True))
+    assert (result.keep_ratio, result.images) == (0.9, 12)
+    assert tuple(one.keep_ratio for one in result.ratios) == ratios
+    truth = read_coco(config.annotations).ground_truth()
+    for one in result.ratios:
+        expected = _one_by_one(config, coco_model, one.keep_ratio)
+        assert one.metrics.summary() == pytest.approx(evaluate_coco(truth, expected).summary(), abs=1e-3)
+        stored = json.loads((tmp_path / f"found-{one.keep_ratio:g}.json").read_text())
+        assert len(stored) == one.detections == len(expected)
+        assert one.milliseconds > 0
+    few, most, every = (result.ratios[place] for place in (1, 0, 2))
+    sizes = [_input_size(config, image.height, image.width) for image in read_coco(config.annotations).images]
+    for one in result.ratios:
+        costs = [model_cost(coco_model.config, *size, one.keep_ratio).whole.total for size in sizes]
+        assert one.gflops == pytest.approx(np.mean(costs) / 1e9)
+    assert few.gflops < most.gflops
+    assert set(few.overlap) == {"corr", "corr_0", "corr_1", "corr_2", "corr_3"}
+    assert few.overlap["corr"] < most.overlap["corr"] <= 1.0
+    assert every.overlap == {}  # dense: nothing is chosen
+    assert result.plot == str(tmp_path / "found.png")
+    with Image.open(result.plot) as plot:
+        assert plot.format == "PNG"
+
+
+def test_several_ratios_of_a_dense_model_are_refused_by_name(config: EvaluateConfig, tmp_path: Path) -> None:
+    model = load_model(config.model)
+    dense = SparseDetr(replace(model.config, keep_ratio=1.0)).eval()
+    dense.classes = model.classes
+    save_model(str(tmp_path / "dense"), dense)
+    refused = replace(config, model=str(tmp_path / "dense"), keep_ratio=(0.1, 0.3, 1.0), plot=str(tmp_path / "p.png"))
+    with pytest.raises(ConfigError, match=r"keep_ratio: 0\.1, 0\.3, but .*dense was built dense"):
+        evaluate(refused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep_ratio": (0.1, 1.2)}, r"keep_ratio: 1\.2; give a number in \(0, 1\]"),
+        ({"keep_ratio": (0.1, 0.1)}, "has a ratio twice"),
+        ({"keep_ratio": (0.1, 0.2), "plot": "plot.pdf"}, r"plot: plot\.pdf; .*\.png"),
+        ({"plot": "plot.png"}, "with 0 keep ratios"),
+    ],
+)
+def test_ratios_and_plots_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EvaluateConfig(model="m", images="i", annotations="a", **changes)
 
 
 def _copy(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
@@ -218,6 +244,15 @@ def test_an_output_that_exists_is_refused_before_any_work(config: EvaluateConfig
         evaluate(replace(broken, output=str(tmp_path / "results.json")))
     with pytest.raises(OutputExistsError, match="is a folder"):
         evaluate(replace(broken, output=str(tmp_path), overwrite=True))
+    (tmp_path / "found-0.3.json").write_text("precious")
+    (tmp_path / "plot.png").write_text("precious")
+    several = replace(broken, keep_ratio=(0.1, 0.3))
+    with pytest.raises(OutputExistsError, match=r"output: .*found-0\.3\.json exists"):
+        evaluate(replace(several, output=str(tmp_path / "found.json")))
+    with pytest.raises(OutputExistsError, match=r"plot: .*plot\.png exists"):
+        evaluate(replace(several, plot=str(tmp_path / "plot.png")))
+    for name in ("found-0.3.json", "plot.png"):
+        (tmp_path / name).unlink()
     assert (tmp_path / "results.json").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 

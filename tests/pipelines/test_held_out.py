@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from pipelines.config import RunConfig
-from pipelines.held_out import detect, evaluating, flat_metrics, held_out_metrics
+from pipelines.config import RunConfig, override
+from pipelines.held_out import detect, evaluating, flat_metrics, held_out_metrics, held_out_overlap
 from pipelines.run_parts import build_loop
+from sparse_detr.evaluation.attention_overlap import OverlapMean
+from sparse_detr.ops.attention_map import decoder_attention_map
 
 
 def perfect_results(ground_truth: dict[str, list[dict[str, object]]]) -> list[dict[str, object]]:
@@ -32,6 +35,33 @@ def test_every_held_out_image_gets_detections(quick_run: RunConfig) -> None:
     assert {entry["image_id"] for entry in results} == {image["id"] for image in loop.data.ground_truth["images"]}
     assert {entry["category_id"] for entry in results} <= set(loop.data.classes.category_ids)
     assert loop.model.training
+
+
+def test_corr_of_sparse_models_is_measured_beside_the_same_detections(quick_run: RunConfig) -> None:
+    loop = build_loop(quick_run)
+    overlap = OverlapMean()
+    with_overlap = detect(loop.model, loop.data.val, loop.data.classes, "cpu", overlap)
+    plain = detect(loop.model, loop.data.val, loop.data.classes, "cpu")
+    assert [entry["score"] for entry in with_overlap] == pytest.approx([entry["score"] for entry in plain], abs=1e-5)
+
+    shares = []
+    with evaluating(loop.model):
+        for batch in loop.data.val:
+            output = loop.model(batch.images, with_auxiliary=True)
+            dam = decoder_attention_map(output.decoder_attention, output.shapes)
+            for row, count in enumerate(output.selection.counts.tolist()):
+                shares.append(float(dam[row, output.selection.kept[row, :count]].sum() / dam[row].sum()))
+    summary = held_out_overlap(overlap)
+    assert len(shares) == 8
+    assert summary["corr"] == pytest.approx(sum(shares) / 8, abs=1e-5)
+    metrics = loop.evaluate()
+    assert {name: metrics[name] for name in summary} == summary
+    assert set(summary) == {"corr", "corr_0", "corr_1", "corr_2"}
+
+
+def test_dense_models_have_no_corr(quick_run: RunConfig) -> None:
+    metrics = build_loop(override(quick_run, {"model.keep_ratio": 1.0})).evaluate()
+    assert not any(name.startswith("corr") for name in metrics)
 
 
 def test_evaluating_restores_the_mode_also_after_an_exception() -> None:

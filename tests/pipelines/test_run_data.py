@@ -124,6 +124,14 @@ def test_wrong_credentials_are_said_at_once(quick_run: RunConfig, s3: LocalS3, m
 
 
 @pytest.mark.timeout(30)
+def test_a_backbone_on_the_web_is_looked_for_first(quick_run: RunConfig) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"https://127.0.0.1:{free.getsockname()[1]}/r50-01234567.pth"
+    with pytest.raises(StorageError, match=f"{address}: cannot be fetched"):
+        check_data(override(quick_run, {"training.init_backbone": address}))
+
+
+@pytest.mark.timeout(30)
 @pytest.mark.parametrize("field", [*INPUTS, "training.init_backbone", "training.init_model"])
 def test_a_silent_store_does_not_hang(quick_run: RunConfig, monkeypatch: pytest.MonkeyPatch, field: str) -> None:
     monkeypatch.setattr(storage, "ACCESS_DEADLINE", 0.5)

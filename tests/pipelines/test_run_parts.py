@@ -31,6 +31,15 @@ def test_relative_paths_become_absolute_and_uris_stay(monkeypatch: pytest.Monkey
     assert absolute(found) == found
 
 
+def test_the_checksum_of_a_backbone_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, full in (
+        ("r50.pth#sha256=01234567", f"{tmp_path}/r50.pth#sha256=01234567"),
+        ("https://host/r50.pth#sha256=01234567", "https://host/r50.pth#sha256=01234567"),
+    ):
+        assert absolute(override(RunConfig(), {"training.init_backbone": given})).training.init_backbone == full
+
+
 def test_the_classes_come_from_the_data(quick_run: RunConfig) -> None:
     loop = build_loop(override(quick_run, {"model.num_classes": 91}))
 

@@ -30,7 +30,7 @@ def test_public_names() -> None:
 
 
 def test_signatures_that_users_build_on() -> None:
-    assert _parameters(SparseDetr.from_original) == {"source": REQUIRED, "keep_ratio": None}
+    assert _parameters(SparseDetr.from_original) == {"source": REQUIRED, "keep_ratio": None, "hints": None}
     assert _parameters(SparseDetr.from_pretrained) == {"path_or_uri": REQUIRED}
     assert _parameters(ImageBatch.from_list) == {"images": REQUIRED}
     assert _parameters(SparseDetr.forward) == {"self": REQUIRED, "batch": REQUIRED, "keep_ratio": None,

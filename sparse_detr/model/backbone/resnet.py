@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparse_detr.model.backbone.base import Backbone
 from sparse_detr.model.backbone.frozen_batch_norm import FrozenBatchNorm
 from sparse_detr.model.config import BackboneConfig
 
@@ -43,6 +44,7 @@ PLANS = {
     "resnet_tiny": ResNetPlan(bottleneck=False, depths=(2, 2, 2, 2), widths=(32, 64, 96, 128), small_stem=True),
     "resnet18": ResNetPlan(bottleneck=False, depths=(2, 2, 2, 2), widths=(64, 128, 256, 512)),
     "resnet50": ResNetPlan(bottleneck=True, depths=(3, 4, 6, 3), widths=(64, 128, 256, 512)),
+    "resnet101": ResNetPlan(bottleneck=True, depths=(3, 4, 23, 3), widths=(64, 128, 256, 512)),
 }
 
 
@@ -96,14 +98,14 @@ def _shortcut(inputs: int, outputs: int, stride: int, norm: NormFactory) -> nn.M
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
 
-class ResNet(nn.Module):
-    """Image to maps of strides 8, 16 and 32. `channels` says how many channels they have."""
+class ResNet(Backbone):
+    """Image to maps of strides 8, 16 and 32: those of layer2, layer3 and layer4."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         plan = PLANS[config.name]
         norm: NormFactory = FrozenBatchNorm if config.norm == "frozen_batch_norm" else _group_norm
-        self.channels: tuple[int, ...] = plan.channels[1:]
+        self.channels = plan.channels[1:]
         self.conv1 = _small_stem(plan.widths[0], norm) if plan.small_stem else _stem(plan.widths[0])
         self.bn1 = norm(plan.widths[0])
         self.relu = nn.ReLU(inplace=True)
@@ -116,13 +118,8 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self._freeze(config.frozen_stages)
-
-    def _freeze(self, stages: int) -> None:
         groups = ((self.conv1, self.bn1), (self.layer1,), (self.layer2,), (self.layer3,), (self.layer4,))
-        for group in groups[:stages]:
-            for module in group:
-                module.requires_grad_(False)
+        self.freeze(groups, config.frozen_stages)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
         """Maps of layer2, layer3 and layer4."""

@@ -138,3 +138,42 @@ def test_count_boxes_averages_over_ranks(tmp_path, monkeypatch):
         assert count_boxes(targets_of(2, 6), torch.device("cpu")).item() == 5.5
     finally:
         dist.destroy_process_group()
+
+
+def test_class_agnostic_proposals_know_one_class(random_output):
+    output, targets = random_output(2), targets_of(3, 2)
+    ordinary = Criterion(LossConfig())(output, targets)
+    report = Criterion(LossConfig())(replace(output, class_agnostic_proposals=True), targets)
+    assert list(report.terms) != []
+    zeros = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+    bare = replace(output, decoder_auxiliary=(), encoder_auxiliary=(), proposals=None, selection=None)
+    alone = Criterion(LossConfig())(replace(bare, logits=output.proposals.logits, boxes=output.proposals.boxes), zeros)
+    assert set(report.terms) == set(ordinary.terms)
+    for name, value in report.terms.items():
+        expected = alone.terms[name.removesuffix("_enc")] if name.endswith("_enc") else ordinary.terms[name]
+        assert value.item() == pytest.approx(expected.item(), rel=1e-5), name
+    change = sum(
+        weight * (report.terms[f"loss_{name}_enc"] - ordinary.terms[f"loss_{name}_enc"]).item()
+        for name, weight in (("ce", 2), ("bbox", 5), ("giou", 2))
+    )
+    assert report.total.item() - ordinary.total.item() == pytest.approx(change, rel=1e-4)
+
+
+def test_objectness_is_one_more_set_and_needs_no_attention_map(random_output):
+    output, targets = random_output(2), targets_of(3, 2)
+    found = output.proposals
+    objectness = Predictions(logits=found.logits + 1, boxes=found.boxes)
+    saliency = objectness.logits.amax(-1)
+    report = Criterion(LossConfig())(
+        replace(output, objectness=objectness, selection=replace(output.selection, saliency=saliency)), targets
+    )
+    bare = replace(output, decoder_auxiliary=(), encoder_auxiliary=(), proposals=None, selection=None)
+    alone = Criterion(LossConfig())(replace(bare, logits=objectness.logits, boxes=objectness.boxes), targets)
+    for name, value in alone.terms.items():
+        assert report.terms[f"{name}_backbone"].item() == pytest.approx(value.item(), rel=1e-5)
+    without = Criterion(LossConfig(token_scoring_weight=0.0))(output, targets)
+    assert report.total.item() == pytest.approx((without.total + alone.total).item(), rel=1e-5)
+    assert "loss_mask_prediction" not in report.terms
+    for name in ("all", "0", "1", "2"):
+        key = f"corr_mask_attn_map_dec_{name}"
+        assert torch.equal(report.metrics[key], without.metrics[key])

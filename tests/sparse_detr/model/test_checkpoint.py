@@ -163,7 +163,7 @@ def exchange_weights(folder: Path) -> None:
         (plant_pickle, r"model\.safetensors: not a safetensors file"),
         (exchange_weights, r"unknown keys: weight; missing keys: backbone\..* and \d+ more"),
         (edit_config(lambda c: c["model"].update(queries=9, channels=32)), r"misshapen: .* the model wants"),
-        (edit_config(lambda c: c.update(format=2)), r"config\.json: format 2; this version reads format 1"),
+        (edit_config(lambda c: c.update(format=3)), r"config\.json: format 3; this version reads formats 1 and 2"),
         (edit_config(lambda c: c["model"].pop("keep_ratio")), r"config\.json: keep_ratio: missing"),
         (edit_config(lambda c: c["model"].update(heads=3)), r"config\.json: heads: 3 does not divide"),
         (edit_config(lambda c: c["classes"].update(names=["a"])), r"config\.json: classes: 1 names but 2"),

@@ -64,7 +64,9 @@ def test_refinement_starts_each_layer_from_the_box_before_without_gradient() -> 
 
 
 def test_learned_queries_share_one_head_and_keep_their_points() -> None:
-    config = replace(CONFIG, query_source="learned", box_refinement=False, encoder_auxiliary_loss=False)
+    config = replace(
+        CONFIG, query_source="learned", box_refinement=False, shared_heads=True, encoder_auxiliary_loss=False
+    )
     decoder = build_decoder(config)
     assert len(decoder.heads) == 1
     queries, memory, pyramid = inputs(2)

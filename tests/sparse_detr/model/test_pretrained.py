@@ -1,24 +1,28 @@
-"""The authors' checkpoints and torchvision's backbones."""
+"""The authors' checkpoints, read and written."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
+import os
+import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sparse_detr import BackboneConfig, ImageBatch, ModelConfig, SparseDetr
 from sparse_detr.coco_names import coco_91_classes
-from sparse_detr.errors import CheckpointError, ConfigError
+from sparse_detr.errors import CheckpointError, ConfigError, StorageError
+from sparse_detr.model.original_config import Hints
 from sparse_detr.model.original_names import original_name
-from sparse_detr.model.pretrained import from_original, load_backbone
+from sparse_detr.model.pretrained import convert_original, from_original, original_file, to_original
 
 CONFIG = ModelConfig(
     num_classes=5,
@@ -31,23 +35,42 @@ CONFIG = ModelConfig(
     decoder_layers=2,
     feedforward_channels=64,
     keep_ratio=0.3,
+    scoring_mean="all",
 )
-LEARNED = replace(
-    CONFIG, query_source="learned", queries=11, box_refinement=False, encoder_auxiliary_loss=False, keep_ratio=1.0
-)
+DENSE = replace(CONFIG, encoder_auxiliary_loss=False, keep_ratio=1.0)
+LEARNED = replace(DENSE, query_source="learned", queries=11, box_refinement=False, shared_heads=True)
+TWO_STAGE = replace(DENSE, query_content="proposal", proposal_score="class_agnostic")
+FAMILY = {
+    "plain": LEARNED,
+    "--with_box_refine": replace(LEARNED, shared_heads=False),
+    "--two_stage": replace(TWO_STAGE, shared_heads=True),
+    "--with_box_refine --two_stage": TWO_STAGE,
+    "efficient": DENSE,
+    "efficient, shared head": replace(DENSE, shared_heads=True),
+    "sparse, own query content": replace(TWO_STAGE, keep_ratio=0.3, encoder_auxiliary_loss=True),
+    "sparse without auxiliary loss": replace(DENSE, keep_ratio=0.3),
+    "dense with auxiliary loss": replace(DENSE, encoder_auxiliary_loss=True),
+    "12 encoder layers": replace(CONFIG, encoder_layers=12),
+    "resnet101": replace(CONFIG, backbone=BackboneConfig(name="resnet101")),
+    "swin": replace(CONFIG, backbone=BackboneConfig(name="swin_tiny", drop_path=0.2)),
+}
 
 
 def original_state(model: SparseDetr) -> dict[str, Tensor]:
     """As the authors would save it: with heads under encoder and decoder too, and counters of batches."""
     config = model.config
     state = {original_name(name, config): tensor for name, tensor in model.state_dict().items()}
+    two_stage = config.query_source == "top_k"
     for key in list(state):
         if key.startswith(("class_embed.", "bbox_embed.")):
             kind, index, rest = key.split(".", 2)
-            if not config.box_refinement:
-                state |= {f"{kind}.{layer}.{rest}": state[key] for layer in range(config.decoder_layers)}
-                continue
-            state[f"transformer.decoder.{key}"] = state[key]
+            numbers = [int(index)]
+            if config.shared_heads:
+                numbers = list(range(config.decoder_layers + two_stage))
+            for number in numbers:
+                state[f"{kind}.{number}.{rest}"] = state[key]
+                if two_stage:
+                    state[f"transformer.decoder.{kind}.{number}.{rest}"] = state[key]
             if int(index) > config.decoder_layers:
                 state[f"transformer.encoder.{kind}.{int(index) - config.decoder_layers - 1}.{rest}"] = state[key]
     return state | {"backbone.0.body.bn1.num_batches_tracked": torch.tensor(0)}
@@ -80,25 +103,37 @@ def test_original_names_are_unique_and_head_numbers_follow_the_authors(model: Sp
     assert names["decoder.layers.1.feedforward.norm.bias"] == "transformer.decoder.layers.1.norm3.bias"
 
 
-def test_state_dict_with_aliases(model: SparseDetr, state: dict[str, Tensor]) -> None:
-    loaded = SparseDetr.from_original(state, keep_ratio=0.3)
-    assert loaded.config == replace(CONFIG, dropout=0.1)
-    assert torch.equal(detect(loaded), detect(model))
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_member_comes_back_from_the_authors_keys(name: str) -> None:
+    config = FAMILY[name]
+    model = SparseDetr(config).eval()
+    state = original_state(model)
+    found, report = convert_original(state, config.keep_ratio)
+    assert found.config == report.config == config
+    assert torch.equal(detect(found), detect(model))
+    assert report.ignored == ("backbone.0.body.bn1.num_batches_tracked",)
+    assert set(report.mapped) | set(report.aliases) | set(report.ignored) == set(state)
+    back = to_original(found)
+    assert set(back) == set(state) - set(report.ignored)
+    assert all(torch.equal(back[key], state[key]) for key in back)
+
+
+def test_number_of_keys_of_a_head_that_serves_all() -> None:
+    back = to_original(SparseDetr(FAMILY["--two_stage"]))
+    names = [key for key in back if "class_embed" in key and key.endswith("bias")]
+    # Decoder layers 0 and 1 and the proposals, at the top and once more in the decoder.
+    top = [f"class_embed.{number}.bias" for number in range(3)]
+    assert sorted(names) == [*top, *(f"transformer.decoder.{name}" for name in top)]
+    assert back["transformer.decoder.class_embed.1.bias"].data_ptr() == back["class_embed.0.bias"].data_ptr()
+
+
+def test_keys_of_distributed_training(model: SparseDetr, state: dict[str, Tensor]) -> None:
+    assert torch.equal(detect(from_original({f"module.{k}": v for k, v in state.items()}, 0.3)), detect(model))
 
 
 def test_state_dict_without_canonical_names_of_heads(model: SparseDetr, state: dict[str, Tensor]) -> None:
-    only = {k: v for k, v in state.items() if not k.startswith("class_embed.1.")}
+    only = {k: v for k, v in state.items() if not k.startswith(("class_embed.", "bbox_embed."))}
     assert torch.equal(detect(from_original(only, 0.3)), detect(model))
-
-
-def test_learned_queries() -> None:
-    model = SparseDetr(LEARNED).eval()
-    state = original_state(model)
-    loaded = from_original(state)
-    assert loaded.config == LEARNED
-    assert torch.equal(detect(loaded), detect(model))
-    with pytest.raises(CheckpointError, match=r"class_embed.1.bias: differs from class_embed.0.bias.*not supported"):
-        from_original(state | {"class_embed.1.bias": torch.ones(5)})
 
 
 def test_a_model_of_91_labels_knows_the_classes_of_coco(model: SparseDetr) -> None:
@@ -107,12 +142,79 @@ def test_a_model_of_91_labels_knows_the_classes_of_coco(model: SparseDetr) -> No
     assert from_original(original_state(model), 0.3).classes is None
 
 
-def test_file_with_the_authors_arguments(tmp_path: Path, model: SparseDetr, state: dict[str, Tensor]) -> None:
-    arguments = argparse.Namespace(rho=0.3, nheads=4, num_queries=40, dropout=0.0)
-    torch.save({"model": state, "args": arguments, "epoch": 49}, tmp_path / "model.pth")
-    config = SparseDetr.from_original(tmp_path / "model.pth").config
-    assert (config.keep_ratio, config.heads, config.points, config.queries) == (0.3, 4, 4, 40)
-    assert from_original(str(tmp_path / "model.pth"), 0.5).config.keep_ratio == 0.5
+# What no tensor shows
+
+
+def test_heads_that_hold_equal_numbers() -> None:
+    state = original_state(SparseDetr(LEARNED))
+    shared = convert_original(state)
+    assert shared.model.config.shared_heads
+    assert "with_box_refine: False, as all heads hold equal numbers" in shared.report.assumed
+    separate = from_original(state, hints=Hints(shared_heads=False))
+    assert separate.config == replace(LEARNED, shared_heads=False)
+    assert torch.equal(detect(separate), detect(shared.model))
+    assert set(to_original(separate)) == set(to_original(shared.model))
+    different = state | {"class_embed.1.bias": torch.ones(5)}
+    assert not from_original(different).config.shared_heads
+    with pytest.raises(ConfigError, match=r"shared_heads: True, but class_embed.1.bias differs"):
+        from_original(different, hints=Hints(shared_heads=True))
+
+
+def test_what_is_usual_of_proposals_follows_their_content() -> None:
+    state = original_state(SparseDetr(DENSE))
+    assumed = convert_original(state).report.assumed
+    assert assumed == ("nheads: 8", "num_queries: 300", "eff_specific_head: True", "dropout: 0.1")
+    agnostic = from_original(state, hints=Hints(proposal_score="class_agnostic", heads=4, queries=50)).config
+    assert agnostic == replace(DENSE, proposal_score="class_agnostic", heads=4, points=4, queries=50)
+
+
+def save(path: Path, state: dict[str, Tensor], **arguments: object) -> Path:
+    torch.save({"model": OrderedDict(state), "args": argparse.Namespace(**arguments), "epoch": 49}, path)
+    return path
+
+
+def test_file_with_the_authors_arguments(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = save(tmp_path / "model.pth", state, rho=0.3, nheads=4, num_queries=40, dropout=0.0, eff_specific_head=False,
+                with_box_refine=True, finetune_early_layers=True, device="cuda")  # fmt: skip
+    found, report = convert_original(path)
+    assert report.assumed == ()
+    assert found.config == replace(
+        CONFIG, heads=4, points=4, queries=40, dropout=0.0, proposal_score="class_agnostic",
+        backbone=BackboneConfig(name="resnet18", frozen_stages=0),
+    )  # fmt: skip
+    assert from_original(str(path), 0.5).config.keep_ratio == 0.5
+    assert SparseDetr.from_original(path, hints=Hints(heads=8)).config.heads == 8
+    assert SparseDetr.from_original(torch.load(path, weights_only=False)).config == found.config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"nheads": "8"}, "args.nheads: '8' is no int"),
+        ({"nheads": 7.5}, "args.nheads: 7.5 is no int"),
+        ({"dropout": True}, "args.dropout: True is no float"),
+        ({"eff_specific_head": 2}, "args.eff_specific_head: 2 is no bool"),
+        ({"nheads": 0}, "heads: 0; transformer.encoder.layers.0.self_attn.attention_weights.bias has 48"),
+        ({"nheads": 5}, "heads: 5; .* which 5 heads and 3 levels do not divide"),
+        ({"dilation": True}, "args.dilation: True"),
+        ({"rho": "much"}, "keep_ratio: much; the checkpoint has a scoring network"),
+    ],
+)
+def test_arguments_that_cannot_be(
+    tmp_path: Path, state: dict[str, Tensor], arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        from_original(save(tmp_path / "model.pth", state, **({"rho": 0.3} | arguments)))
+
+
+def test_arguments_that_contradict_the_heads(tmp_path: Path) -> None:
+    state = original_state(SparseDetr(replace(LEARNED, shared_heads=False)))
+    assert not from_original(save(tmp_path / "a.pth", state, with_box_refine=True)).config.shared_heads
+    with pytest.raises(CheckpointError, match=r"_embed.1.\S+: differs from the head of number 0.* contradicts itself"):
+        from_original(save(tmp_path / "b.pth", state, with_box_refine=False))
+
+
+# Files
 
 
 class Attack:
@@ -122,14 +224,25 @@ class Attack:
         self.target = target
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.target,))
+        return (os.mkdir, (str(self.target),))
 
 
-def test_pickle_with_code_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    torch.save({"model": state, "args": Attack(tmp_path / "hacked")}, tmp_path / "model.pth")
+@pytest.mark.parametrize("place", ["args", "model", "inside", "plain"])
+def test_pickle_with_code_is_refused(tmp_path: Path, state: dict[str, Tensor], place: str) -> None:
+    path, target = tmp_path / "model.pth", tmp_path / "hacked"
+    attack = Attack(target)
+    if place == "plain":
+        path.write_bytes(pickle.dumps(attack, protocol=2))
+    elif place == "inside":
+        torch.save({"model": state, "args": argparse.Namespace(rho=0.3, device=attack)}, path)
+    else:
+        torch.save({"model": state, "args": argparse.Namespace(rho=0.3)} | {place: attack}, path)
     with pytest.raises(CheckpointError, match=r"model.pth: refused"):
-        from_original(tmp_path / "model.pth", 0.3)
-    assert not (tmp_path / "hacked").exists()
+        from_original(path, 0.3)
+    assert not target.exists()
+    if place != "plain":
+        torch.load(path, weights_only=False)
+        assert target.is_dir(), "the file was harmless, so nothing was tested"
 
 
 def test_damaged_files(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -144,22 +257,39 @@ def test_damaged_files(tmp_path: Path, state: dict[str, Tensor]) -> None:
     path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"model.pth"):
         from_original(path, 0.3)
-    torch.save([1, 2], path)
-    with pytest.raises(CheckpointError, match=r"model.pth: holds no state_dict"):
-        from_original(path, 0.3)
+    for content in ([1, 2], {}, {"model": {"a": 1}}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"model.pth: holds no state_dict"):
+            from_original(path, 0.3)
+
+
+def test_checksum_of_a_file(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = save(tmp_path / "model.pth", state, rho=0.3)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert from_original(f"{path}#sha256={digest}").config.keep_ratio == 0.3
+    with pytest.raises(StorageError, match=rf"its sha256 is {digest}, not 00000000"):
+        from_original(f"{path}#sha256=00000000")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("transformer.enc_output_norm.weight"), "missing keys: queries.project_norm.weight"),
+        (lambda s: s.pop("transformer.enc_output_norm.weight"), "missing keys: transformer.enc_output_norm.weight"),
+        (lambda s: s.pop("transformer.enc_output.weight"), "missing keys: transformer.enc_output.weight"),
+        (lambda s: s.pop("transformer.enc_mask_predictor.layer1.0.bias"), "missing keys: .*layer1.0.bias"),
         (lambda s: s.update({"surprise": torch.zeros(1)}), "unknown keys: surprise"),
-        (lambda s: s.update({"input_proj.1.0.bias": torch.zeros(3)}), r"misshapen: .*bias is \(3,\), .* wants \(64,\)"),
+        (lambda s: s.update({"class_embed.9.bias": torch.zeros(5)}), "unknown keys: class_embed.9.bias"),
+        (
+            lambda s: s.update({"input_proj.1.0.bias": torch.zeros(3)}),
+            r"misshapen: input_proj.1.0.bias is \(3,\), .* wants \(64,\)",
+        ),
         (lambda s: s.pop("transformer.level_embed"), "transformer.level_embed: missing"),
+        (lambda s: s.update({"transformer.level_embed": torch.zeros(3)}), r"level_embed: misshapen, \(3,\)"),
         (lambda s: s.update({"transformer.decoder.class_embed.0.bias": torch.ones(5)}), "contradicts itself"),
-        (lambda s: s.update({"transformer.pos_trans.weight": torch.zeros(128, 128)}), "--eff_query_init"),
-        (lambda s: s.update({"backbone.0.body.patch_embed.proj.weight": torch.zeros(1)}), "a Swin backbone"),
-        (lambda s: s.update({"backbone.0.body.layer3.2.conv1.weight": torch.zeros(1)}), "layer3: 3 blocks"),
+        (lambda s: s.update({"transformer.encoder.class_embed.0.bias": torch.ones(5)}), "contradicts itself"),
+        (lambda s: s.update({"transformer.pos_trans.weight": torch.zeros(9, 128)}), "pos_trans.weight: 9 rows"),
+        (lambda s: s.update({"backbone.0.body.patch_embed.proj.bias": torch.zeros(1)}), r"layers: \(0, 0, 0, 0\)"),
+        (lambda s: s.update({"backbone.0.body.layer3.2.conv1.weight": torch.zeros(1)}), "layer3: 3 basic blocks"),
     ],
 )
 def test_foreign_state_dicts(state: dict[str, Tensor], change: Callable[[Any], Any], message: str) -> None:
@@ -179,76 +309,51 @@ def test_keep_ratio_must_go_with_the_model(state: dict[str, Tensor]) -> None:
         from_original(dense, 0.1)
 
 
-# Backbones
+# Back
 
 
-@pytest.fixture
-def file(shared: Path) -> Path:
-    return shared / "data" / "backbones" / "resnet18_imagenet_stem_to_layer3.safetensors"
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (replace(CONFIG, scoring_mean="valid"), "scoring_mean: 'valid'; .*ignore_scoring_mean"),
+        (replace(CONFIG, token_criterion="objectness"), "token_criterion: 'objectness'"),
+        (replace(DENSE, box_refinement=False), "box_refinement: False"),
+        (replace(LEARNED, box_refinement=True), "box_refinement: True"),
+        (replace(LEARNED, attention="full", levels=1), "attention: 'full'"),
+        (replace(CONFIG, backbone=BackboneConfig(name="resnet_tiny")), "backbone.name: 'resnet_tiny'"),
+        (replace(CONFIG, backbone=BackboneConfig(name="resnet18", norm="group_norm")), "backbone.norm: 'group_norm'"),
+    ],
+)
+def test_models_that_the_authors_code_cannot_hold(config: ModelConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        to_original(SparseDetr(config))
 
 
-def test_backbone_without_layer4(file: Path) -> None:
-    model = SparseDetr(CONFIG)
-    before = {key: value.clone() for key, value in model.backbone.state_dict().items()}
-    report = load_backbone(model, file)
-    content = safetensors.torch.load_file(file)
-    assert set(report.loaded) == set(content)
-    assert report.ignored == ()
-    assert report.fresh
-    assert all(name.startswith("layer4.") for name in report.fresh)
-    for name, value in model.backbone.state_dict().items():
-        assert torch.equal(value, content.get(name, before[name])), name
+def test_scoring_mean_can_be_ignored(model: SparseDetr) -> None:
+    valid = SparseDetr(replace(CONFIG, scoring_mean="valid"))
+    valid.load_state_dict(model.state_dict())
+    state = to_original(valid, ignore_scoring_mean=True)
+    # Without padding both means are the same.
+    assert torch.equal(detect(from_original(state, 0.3)), detect(model))
+    assert to_original(SparseDetr(replace(DENSE, scoring_mean="valid"))), "a dense model has no scoring network"
 
 
-def test_stem_computes_the_folded_convolution(file: Path) -> None:
-    model = SparseDetr(CONFIG)
-    load_backbone(model, str(file))
-    content = safetensors.torch.load_file(file)
-    pixels = torch.randn(1, 3, 32, 32)
-    found = model.backbone.bn1(model.backbone.conv1(pixels))
-    expected = functional.conv2d(pixels, content["conv1.weight"], content["bn1.bias"], stride=2, padding=3)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("name", ["plain", "--two_stage", "sparse, own query content"])
+def test_written_file_needs_no_hint(name: str, tmp_path: Path) -> None:
+    config = replace(FAMILY[name], heads=4, points=3, queries=17, dropout=0.2)
+    model = SparseDetr(config).eval()
+    (tmp_path / "model.pth").write_bytes(original_file(model))
+    found, report = convert_original(tmp_path / "model.pth")
+    assert found.config == config
+    assert report.assumed == ()
+    assert torch.equal(detect(found), detect(model))
 
 
-def test_biases_of_folded_convolutions_give_the_same_features(file: Path, tmp_path: Path) -> None:
-    content = safetensors.torch.load_file(file)
-    folded = {
-        key: value for key, value in content.items() if key.endswith(("conv1.weight", "conv2.weight", "0.weight"))
-    }
-    for key, value in content.items():
-        if key.endswith("bias"):
-            folded[key.replace("bn", "conv").replace("downsample.1", "downsample.0")] = value
-    safetensors.torch.save_file(folded | {"fc.bias": torch.zeros(1000)}, tmp_path / "folded.safetensors")
-    models = [SparseDetr(CONFIG), SparseDetr(CONFIG)]
-    load_backbone(models[0], file)
-    report = load_backbone(models[1], tmp_path / "folded.safetensors")
-    assert report.ignored == ("fc.bias",)
-    assert set(report.loaded) == set(content)
-    pixels = torch.randn(1, 3, 64, 64)
-    features = []
-    for model in models:
-        net = model.backbone
-        stem = net.maxpool(net.relu(net.bn1(net.conv1(pixels))))
-        features.append(net.layer3(net.layer2(net.layer1(stem))))
-    torch.testing.assert_close(features[0], features[1], atol=1e-4, rtol=1e-4)
-
-
-def test_group_norm_takes_convolutions_alone(file: Path) -> None:
-    model = SparseDetr(replace(CONFIG, backbone=BackboneConfig(name="resnet18", norm="group_norm")))
-    report = load_backbone(model, file)
-    assert all("conv" in name or "downsample.0" in name for name in report.loaded)
-    assert "bn1.bias" in report.ignored
-    assert model.backbone.get_parameter("bn1.weight").eq(1).all()
-
-
-def test_foreign_backbones(file: Path, tmp_path: Path) -> None:
-    wide = SparseDetr(replace(CONFIG, backbone=BackboneConfig(name="resnet50")))
-    with pytest.raises(CheckpointError, match=r"misshapen: layer1.0.conv1.weight"):
-        load_backbone(wide, file)
-    model = SparseDetr(CONFIG)
-    safetensors.torch.save_file({"patch_embed.weight": torch.zeros(1)}, tmp_path / "swin.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds patch_embed.weight; none is a key of resnet18"):
-        load_backbone(model, tmp_path / "swin.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:1000000])
-    with pytest.raises(CheckpointError, match=r"cut.safetensors: not a safetensors file"):
-        load_backbone(model, tmp_path / "cut.safetensors")
+def test_file_has_each_tensor_once_and_the_authors_way_to_read_it(model: SparseDetr) -> None:
+    content = original_file(model)
+    numbers = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    assert len(content) < 1.2 * numbers
+    read = torch.load(io.BytesIO(content), weights_only=True)
+    assert read["model"].keys() == to_original(model).keys()
+    assert read["args"]["rho"] == 0.3
+    assert read["args"]["with_box_refine"] is read["args"]["use_enc_aux_loss"] is True

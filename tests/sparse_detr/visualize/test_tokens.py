@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_detr.visualize import kept_tokens_overlay, saliency_overlay
+from sparse_detr.visualize import agreement_overlay, kept_tokens_overlay, saliency_overlay
+from sparse_detr.visualize.tokens import AGREEMENT_COLOURS
 
 SHAPES = ((4, 4), (2, 2))
 
@@ -67,3 +68,20 @@ def test_padding_is_cut_off(draw):
         saliency[3] = 100.0  # in the padding: must not set the scale
         picture = brightness(saliency_overlay(image, saliency, SHAPES, level=0, image_share=(1.0, 0.5)))
         assert picture[4, 26] > picture[60, 4] + 50
+
+
+def test_agreement_has_a_colour_for_each_case():
+    kept, attended = torch.tensor([0, 5]), torch.tensor([5, 15])
+    picture = agreement_overlay(blank(), kept, attended, SHAPES, level=0, strength=1.0)
+    both, kept_only, attended_only = AGREEMENT_COLOURS
+    assert tuple(picture[20, 20]) == both
+    assert tuple(picture[4, 4]) == kept_only
+    assert tuple(picture[60, 60]) == attended_only
+    assert (picture[4, 60] == 96).all()  # neither: the image, grey and darker
+
+
+def test_agreement_of_all_levels_is_stronger_where_more_levels_have_it():
+    both = torch.tensor([0, 16])  # top left on both levels; the coarse token covers a quarter
+    picture = agreement_overlay(blank(), both, both, SHAPES).astype(float)
+    colourful = lambda y, x: np.ptp(picture[y, x])  # noqa: E731
+    assert colourful(4, 4) > colourful(28, 28) > colourful(60, 60) == 0

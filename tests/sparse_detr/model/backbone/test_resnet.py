@@ -13,7 +13,12 @@ from sparse_detr.model.backbone.resnet import ResNet
 
 @pytest.mark.parametrize(
     ("name", "channels"),
-    [("resnet_tiny", (64, 96, 128)), ("resnet18", (128, 256, 512)), ("resnet50", (512, 1024, 2048))],
+    [
+        ("resnet_tiny", (64, 96, 128)),
+        ("resnet18", (128, 256, 512)),
+        ("resnet50", (512, 1024, 2048)),
+        ("resnet101", (512, 1024, 2048)),
+    ],
 )
 def test_maps_have_strides_8_16_32(name: str, channels: tuple[int, ...]) -> None:
     resnet = ResNet(BackboneConfig(name=name))  # type: ignore[arg-type]
@@ -51,3 +56,11 @@ def test_names_are_torchvisions() -> None:
     names = set(ResNet(BackboneConfig(name="resnet50")).state_dict())
     assert {"conv1.weight", "bn1.running_var", "layer1.0.downsample.0.weight", "layer4.2.conv3.weight"} <= names
     assert len(names) == 265  # torchvision's 320 without fc and the 53 counters of batches
+
+
+def test_resnet101_has_23_blocks_in_layer3() -> None:
+    with torch.device("meta"):
+        resnet = ResNet(BackboneConfig(name="resnet101"))
+    assert [len(stage) for stage in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)] == [3, 4, 23, 3]
+    # torchvision's number without its classifier, and without its batch norms, which are buffers here.
+    assert sum(p.numel() for p in resnet.parameters()) == 44_549_160 - 2_049_000 - 105_344
