@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow check clean
+.PHONY: help setup demo test test-slow check cuda-check sanitize cuda-sanitize clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,16 +23,19 @@ help:
 	@echo "make test       the tests"
 	@echo "make test-slow  the long ones: trainings that are killed, whole demos, jobs on a cluster"
 	@echo "make check      format, lint, types, direction of imports"
+	@echo "make cuda-check | sanitize | cuda-sanitize    the op's sources and kernels under compilers and sanitizers"
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
+$(STAMP): pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "sparse-detr needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 		       "Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	@echo "Setting up $(VENV) with the versions of constraints.txt; the first time takes some minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@# Without isolation, so that the op is built against the torch that it will run with, which is fetched once.
+	$(BIN)/python -m pip install --quiet "setuptools>=77" torch
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
 	@touch $@
 
 demo: $(STAMP)
@@ -50,5 +53,19 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The CUDA sources for all architectures, warnings as errors; no GPU needed.
+cuda-check: $(STAMP)
+	@if command -v nvcc > /dev/null; then $(MAKE) --no-print-directory -C csrc cuda-check BIN=$(CURDIR)/$(BIN); \
+	else echo "cuda-check: no nvcc here, nothing compiled"; fi
+
+# The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(STAMP)
+	$(MAKE) --no-print-directory -C csrc sanitize BIN=$(CURDIR)/$(BIN)
+
+# The CUDA kernels under compute-sanitizer; needs a GPU.
+cuda-sanitize: $(STAMP)
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/pytest -m gpu tests/sparse_detr/ops
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/pytest -m gpu -k fused tests/sparse_detr/ops
+
 clean:
-	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf runs build dist sparse_detr/lib .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

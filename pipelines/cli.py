@@ -232,6 +232,7 @@ _EXPLAIN = _of_config("explain", "pipelines.explain:ExplainConfig", "pipelines.e
 _CONVERT = _of_config(
     "convert", "pipelines.convert:ConvertConfig", "pipelines.convert:convert_verb", ["source", "output"]
 )
+_BENCH_OP = _of_config("bench op", "sparse_detr.benchmark.op:OpBenchConfig", "sparse_detr.benchmark.op:bench_verb")
 _DOCTOR = _of_config("doctor", "pipelines.doctor:DoctorConfig", "pipelines.verbs:doctor_verb")
 VERBS = {
     "demo": Verb("the main job on embedded parts: data, training, sweep, detection, report", _demo),
@@ -244,6 +245,11 @@ VERBS = {
     "data": Verb(
         "make and check data sets: import-voc, shapes, check",
         lambda args: _dispatch("sparse-detr data", DATA_VERBS, args),
+        "WHAT [OPTIONS]",
+    ),
+    "bench": Verb(
+        "measure: op",
+        lambda args: _dispatch("sparse-detr bench", {"op": Verb("the op against what others do", _BENCH_OP)}, args),
         "WHAT [OPTIONS]",
     ),
     "convert": Verb("the authors' checkpoints into model folders, and back", _CONVERT, "SOURCE OUTPUT [OPTIONS]"),

@@ -128,27 +128,27 @@ def _gpu() -> Finding:
 
 
 def _op() -> Finding:
-    """Run the op on a case with a known answer: sampling the centre of the only cell gives its value."""
+    """Which kernels run, how they were built, what does not match, and whether they compute what plain torch does."""
     import torch
 
-    from sparse_detr.ops import deformable_attention as op
+    from sparse_detr.ops.deformable_attention import backend, self_test
+    from sparse_detr.ops.native import instruction_set, native, native_cuda
 
-    value = torch.tensor([3.0, -2.0]).reshape(1, 1, 1, 2)
-    locations = torch.full((1, 1, 1, 1, 1, 2), 0.5)
-    result = op.deformable_attention(value, ((1, 1),), locations, torch.ones(1, 1, 1, 1, 1))
-    if not torch.allclose(result.flatten(), value.flatten()):
-        return Finding(
-            group="machine",
-            name="deformable attention",
-            value=f"backend {op.backend()} computes {result.flatten().tolist()} in place of [3.0, -2.0]",
-            state="broken",
-            remedy="reinstall sparse-detr: its op does not fit this torch",
-        )
-    return Finding(
-        group="machine",
-        name="deformable attention",
-        value=f"backend {op.backend()}, self-test passed",
-    )
+    group, name = "machine", "deformable attention"
+    libraries = [native(), native_cuda()]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    kernels = ", ".join(f"{backend(device)} on {device}" for device in devices)
+    vectors = f" ({instruction_set()})" if instruction_set() else ""
+    build = "; ".join(library.build for library in libraries if library.build)
+    problems = [problem for library in libraries for problem in library.problems]
+    try:
+        differences = ", ".join(f"{self_test(device):.0e} on {device}" for device in devices)
+    except ValueError as error:
+        return Finding(group=group, name=name, value=str(error), state="broken", remedy="reinstall sparse-detr")
+    value = f"{kernels}{vectors}{', built with ' + build if build else ''}; self-test passed ({differences})"
+    if problems:
+        return Finding(group=group, name=name, value=value, state="note", remedy="; ".join(problems))
+    return Finding(group=group, name=name, value=value)
 
 
 def _memory() -> Finding:

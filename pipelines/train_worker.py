@@ -23,6 +23,7 @@ from pipelines.train_loop import Metrics, TrainLoop
 from pipelines.training_pictures import TrainingPictures
 from sparse_detr.config_dict import from_dict
 from sparse_detr.errors import SparseDetrError
+from sparse_detr.ops.deformable_attention import self_test
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ def _run(task: WorkerTask) -> tuple[Metrics, ...]:
     tracker = Tracker.attach(*task.run) if rank == 0 and task.run is not None else NullTracker()
     hooks = RayHooks(task.board, tracker, rank, TrainingPictures(config, tracker))
     device = ray.train.torch.get_device() if config.training.use_gpu else torch.device("cpu")
+    self_test(device.type)
     loop = build_loop(config, rank=rank, world_size=world_size, device=device, hooks=hooks)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:

@@ -30,8 +30,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built offline, from a copy, so that nothing of an earlier build gets in and the checkout stays clean."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in PACKAGES:
-        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    shutil.copytree(ROOT / "csrc", folder / "source" / "csrc")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "setup.py", "MANIFEST.in"):
         shutil.copy(ROOT / name, folder / "source")
     build = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder)
     _run(sys.executable, *build, folder / "source", cwd=folder)
@@ -42,8 +43,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     files = {path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*")
-             if path.is_file() and path.suffix != ".pyc"}  # fmt: skip
+             if path.is_file() and path.suffix not in (".pyc", ".so")}  # fmt: skip
+    files.add("sparse_detr/lib/_C.abi3.so")
     assert {"pipelines/report.html.jinja", *(f"{name}/py.typed" for name in PACKAGES)} <= files
+    assert re.search(r"-cp311-abi3-\w+\.whl$", wheel.name)
     assert {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == files
 
 

@@ -24,6 +24,7 @@ from sparse_detr.errors import ImageError, StorageError
 from sparse_detr.evaluation.attention_overlap import attention_overlap
 from sparse_detr.evaluation.postprocess import postprocess
 from sparse_detr.model.sparse_detr import SparseDetr
+from sparse_detr.ops.deformable_attention import self_test
 from sparse_detr.records import Detections, ImageBatch
 from sparse_detr.storage import Location
 
@@ -112,12 +113,13 @@ class Predictor:
         self._threads = ThreadPoolExecutor(config.fetch_threads, thread_name_prefix="fetch")
 
     def check(self) -> None:
-        """Run the model once on a blank image, so that a setting that cannot work fails here and not on every image.
+        """Test the op, then run the model once on a blank image: what cannot work fails here, not on every image.
 
         Raises:
-            ConfigError: the model cannot run at this keep ratio.
+            ConfigError: the model cannot run at this keep ratio, or the compiled op fails its self-test.
             ImageError: it cannot run at this size, or gives numbers that are not finite.
         """
+        self_test(self._device.type)
         side = min(self._size.short_side, 256)
         blank = _Ready(index=0, key="self-check", size=(side, side), pixels=torch.zeros(3, side, side))
         for result in self._run([blank]):

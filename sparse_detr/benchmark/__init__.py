@@ -1,1 +1,1 @@
-"""What models cost: counted by a formula, measured, and compared with the paper. Needs no Ray."""
+"""What models and the op cost: counted, measured, compared with the paper and with others. Needs no Ray."""

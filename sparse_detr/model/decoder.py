@@ -43,12 +43,13 @@ class DecoderLayer(nn.Module):
         references: Float[Tensor, "B Q L size"],
         memory: Float[Tensor, "B T C"],
         pyramid: FeaturePyramid,
+        with_samples: bool = False,
     ) -> tuple[Float[Tensor, "B Q C"], Attended]:
-        """The next content, and where the cross-attention looked."""
+        """The next content, and, where asked for, where the cross-attention looked."""
         placed = content + position
         mixed, _ = self.self_attention(placed, placed, content, need_weights=False)
         content = self.self_attention_norm(content + self.dropout(mixed))
-        attended: Attended = self.cross_attention(content + position, references, memory, pyramid)
+        attended: Attended = self.cross_attention(content + position, references, memory, pyramid, with_samples)
         content = self.cross_attention_norm(content + self.dropout(attended.output))
         return self.feedforward(content), attended
 
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
         attention: list[Attended] = []
         for index, layer in enumerate(self.layers):
             scaled = scale_to_levels(references, pyramid.valid_ratios)
-            content, attended = layer(content, queries.position, scaled, memory, pyramid)
+            content, attended = layer(content, queries.position, scaled, memory, pyramid, with_auxiliary)
             if with_auxiliary:
                 attention.append(attended)
             last = index == len(self.layers) - 1

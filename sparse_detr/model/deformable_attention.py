@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparse_detr.ops.deformable_attention import deformable_attention
-from sparse_detr.records import FeaturePyramid, Shapes
+from sparse_detr.ops import reference
+from sparse_detr.ops.deformable_attention import fused_deformable_attention
+from sparse_detr.records import FeaturePyramid
 
 
 class Attended(NamedTuple):
@@ -18,7 +19,7 @@ class Attended(NamedTuple):
 
     output: Float[Tensor, "B Q C"]
     locations: Float[Tensor, "B Q M L P 2"] | None
-    """None where attention does not sample."""
+    """Without gradient; None where not asked for, and where attention does not sample."""
     weights: Float[Tensor, "B Q M L P"] | None
 
 
@@ -56,22 +57,23 @@ class DeformableAttention(nn.Module):
         references: Float[Tensor, "B Q L size"],
         memory: Float[Tensor, "B T C"],
         pyramid: FeaturePyramid,
+        with_samples: bool = False,
     ) -> Attended:
-        """Look from `references`, (x, y) or (cx, cy, w, h) relative to each level, at `memory`."""
+        """Look from `references`, (x, y) or (cx, cy, w, h) relative to each level, at `memory`.
+
+        `with_samples` also says where and how much, which the op itself computes inside.
+        """
         batch, tokens, channels = memory.shape
         # Masked after the projection, so that padding contributes nothing, not even the bias.
         value = self.value(memory).masked_fill(pyramid.padding[..., None], 0.0)
         value = value.view(batch, tokens, self.heads, channels // self.heads)
         axes = (self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(queries).unflatten(-1, (*axes, 2))
-        weights = self.attention_weights(queries).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, axes[1:])
-        locations = self._locate(references, offsets, pyramid.shapes)
-        sampled = deformable_attention(value, pyramid.shapes, locations, weights)
-        return Attended(self.output(sampled), locations, weights)
-
-    def _locate(self, references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
-        references = references[:, :, None, :, None]
-        if references.shape[-1] == 2:
-            sizes = references.new_tensor([(width, height) for height, width in shapes])
-            return references + offsets / sizes[:, None]
-        return references[..., :2] + offsets / self.points * references[..., 2:] * 0.5
+        logits = self.attention_weights(queries).unflatten(-1, axes)
+        output = self.output(fused_deformable_attention(value, pyramid.shapes, references, offsets, logits))
+        if not with_samples:
+            return Attended(output, None, None)
+        with torch.no_grad():
+            locations = reference.locate(references, offsets, pyramid.shapes)
+            weights = logits.flatten(3).softmax(-1).view_as(logits)
+        return Attended(output, locations, weights)

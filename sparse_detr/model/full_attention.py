@@ -22,8 +22,9 @@ class FullAttention(nn.Module):
         references: Float[Tensor, "B Q L size"],
         memory: Float[Tensor, "B T C"],
         pyramid: FeaturePyramid,
+        with_samples: bool = False,
     ) -> Attended:
-        """Look at all of `memory`; keys carry their position, values do not."""
+        """Look at all of `memory`; keys carry their position, values do not. There are no samples to tell of."""
         output, _ = self.attention(
             queries, memory + pyramid.position, memory, key_padding_mask=pyramid.padding, need_weights=False
         )

@@ -51,6 +51,43 @@ def deformable_attention(
     return output.view(batch, queries, heads * width)
 
 
+def fused_deformable_attention(
+    value: Float[Tensor, "B T M D"],
+    shapes: Shapes,
+    references: Float[Tensor, "B Q L size"],
+    offsets: Float[Tensor, "B Q M L P 2"],
+    logits: Float[Tensor, "B Q M L P"],
+) -> Float[Tensor, "B Q MD"]:
+    """The same from reference points (or boxes), raw offsets and logits; see `locate`."""
+    weights = logits.flatten(3).softmax(-1).view_as(logits)
+    return deformable_attention(value, shapes, locate(references, offsets, shapes), weights)
+
+
+def locate(
+    references: Float[Tensor, "B Q L size"], offsets: Float[Tensor, "B Q M L P 2"], shapes: Shapes
+) -> Float[Tensor, "B Q M L P 2"]:
+    """Sampling locations (Deformable DETR, appendix A.3 and A.4).
+
+    Beside (x, y), offsets are in cells of the level; beside (cx, cy, w, h), in half extents over P.
+    """
+    return references[:, :, None, :, None, :2] + offsets * location_step(references, shapes, offsets.shape[4])
+
+
+def location_step(references: Float[Tensor, "B Q L size"], shapes: Shapes, points: int) -> Tensor:
+    """What an offset of 1 moves the location, broadcast over heads and points."""
+    if references.shape[-1] == 4:
+        return references[:, :, None, :, None, 2:] * (0.5 / points)
+    return 1 / _sizes(references, shapes)[:, None]
+
+
+def _sizes(like: Tensor, shapes: Shapes) -> Float[Tensor, "L 2"]:
+    """(width, height) of the levels; symbolic ones, of a compiled graph, stay symbolic."""
+    sizes = [size for height, width in shapes for size in (width, height)]
+    if torch.compiler.is_compiling() or any(isinstance(size, torch.SymInt) for size in sizes):
+        return torch.stack([like.new_full((), size) for size in sizes]).view(-1, 2)
+    return like.new_tensor(sizes).view(-1, 2)
+
+
 class _WeightedRows(torch.autograd.Function):
     """Weighted sums of rows of a table: `embedding_bag` with a backward that is twice as fast on a CPU.
 
@@ -90,7 +127,7 @@ def _shares_gradient(gradient: Tensor, table: Tensor, rows: Tensor, shares: Tens
 
 def _bilinear(shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Int[Tensor, "B Q M S"], Tensor]:
     """Tokens of the four cells around every location and their shares, S = 4 x L x P; share 0 outside."""
-    sizes = locations.new_tensor([(width, height) for height, width in shapes])
+    sizes = _sizes(locations, shapes)
     width, height = sizes[:, 0, None], sizes[:, 1, None]
     areas = width * height
     start = areas.cumsum(0) - areas

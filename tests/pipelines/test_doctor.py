@@ -15,6 +15,7 @@ from pipelines import cli, doctor
 from pipelines.connections import Finding, masked
 from pipelines.doctor import examine, healthy
 from sparse_detr.ops import deformable_attention as op
+from sparse_detr.ops import self_test
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 
@@ -110,17 +111,17 @@ def test_a_package_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_op_with_wrong_results_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "deformable_attention", lambda value, *_: torch.zeros(1, 1, 2))
+    monkeypatch.setattr(self_test, "largest_difference", lambda device: 0.25)
     finding = _by_name(examine({}))["machine/deformable attention"]
     assert finding.state == "broken"
-    assert "[0.0, 0.0]" in finding.value
+    assert "differs from plain torch by 2.5e-01" in finding.value
 
 
 def test_a_check_that_cannot_run_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr(op, "deformable_attention", fail)
+    monkeypatch.setattr(self_test, "largest_difference", fail)
     findings = examine({})
     assert any("no kernel image" in finding.value and finding.state == "broken" for finding in findings)
     assert "connection/credentials" in _by_name(findings)

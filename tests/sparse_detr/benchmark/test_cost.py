@@ -90,8 +90,8 @@ def _count(model: SparseDetr, size: tuple[int, int], keep_ratio: float | None = 
         seen["norms"] += 5 * output.numel()
 
     def sampled(module: DeformableAttention, _inputs: Any, output: Attended) -> None:
-        assert output.weights is not None
-        seen["sampling"] += 4 * output.weights.numel() * output.output.shape[-1] // module.heads
+        samples = output.output[..., 0].numel() * module.attention_weights.out_features
+        seen["sampling"] += 4 * samples * output.output.shape[-1] // module.heads
 
     for module in model.modules():
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):

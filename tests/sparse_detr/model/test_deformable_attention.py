@@ -42,8 +42,10 @@ def test_recorded_module(golden: Path, size: int) -> None:
         shapes=((6, 8), (3, 4)),
     )
     with torch.no_grad():
-        found = module(core["module_q"], core[f"module_ref{size}"], core["module_x"], pyramid)
+        found = module(core["module_q"], core[f"module_ref{size}"], core["module_x"], pyramid, with_samples=True)
     torch.testing.assert_close(found.output, core[f"module_out{size}"], atol=1e-5, rtol=1e-5)
+    assert found.locations is not None
+    assert found.weights is not None
     torch.testing.assert_close(found.locations, core[f"module_loc{size}"], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(found.weights, core[f"module_attn{size}"], atol=1e-6, rtol=1e-6)
 

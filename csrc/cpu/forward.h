@@ -1,0 +1,180 @@
+// The forward on the CPU: every output is a sum of rows of `value`, taken in vectors of channels.
+#pragma once
+
+#include "samples.h"
+
+namespace sparse_detr {
+inline namespace SPARSE_DETR_ISA {
+
+// Where one head's tokens are read. Many queries: from a copy of that head alone, so that neighbouring cells share
+// cache lines and sets; the copy costs about 5% of a dense layer. Few queries: where they are.
+inline bool worth_packing(const Problem& p) { return p.heads > 1 && p.queries * 4 >= p.tokens; }
+
+template <class T>
+void pack(const Problem& p, int64_t image, int64_t head, T* to) {
+  const T* from = static_cast<const T*>(p.value) + (image * p.tokens * p.heads + head) * p.channels;
+  const size_t bytes = static_cast<size_t>(p.channels) * sizeof(T);
+  for (int64_t token = 0; token < p.tokens; ++token)
+    memcpy(to + token * p.channels, from + token * p.heads * p.channels, bytes);
+}
+
+// A range of the work. Packed: queries of one image and head. Otherwise: queries of all images, all heads of each.
+struct Share {
+  int64_t image, head, begin, end;
+};
+
+inline int64_t parts_of_a_head(const Problem& p, int64_t threads) {
+  const int64_t parts = (threads + p.images * p.heads - 1) / (p.images * p.heads);
+  return parts < p.queries ? parts : p.queries;
+}
+
+inline int64_t query_tasks(const Problem& p, int64_t threads) {
+  const int64_t all = p.images * p.queries;
+  if (worth_packing(p)) return p.images * p.heads * parts_of_a_head(p, threads);
+  return all < 8 * threads ? all : 8 * threads;
+}
+
+inline Share share_of(const Problem& p, int64_t threads, int64_t task) {
+  const int64_t tasks = query_tasks(p, threads);
+  if (!worth_packing(p)) {
+    const int64_t all = p.images * p.queries;
+    return {0, 0, all * task / tasks, all * (task + 1) / tasks};
+  }
+  const int64_t parts = parts_of_a_head(p, threads), part = task % parts, both = task / parts;
+  return {both / p.heads, both % p.heads, p.queries * part / parts, p.queries * (part + 1) / parts};
+}
+
+// Runs body(slot, place) over n places; indices of the next are computed, and its cells asked for, before.
+template <bool for_gradients, bool prefetch, class T, class S, class At, class Body>
+SPARSE_DETR_INLINE void run_places(Samples<T, S>& samples, int64_t n, const T* base, const At& at, const Body& body) {
+  // Not into L1: a head's cells lie at multiples of the token's size, which share few of its sets.
+  constexpr int into_l2 = 2;
+  constexpr int64_t ahead = 6;
+  if (n > 0) samples.template prepare<for_gradients>(samples.slots[0], at(0));
+  for (int64_t i = 0; i < n; ++i) {
+    const Place place = at(i);
+    if (i + 1 < n) {
+      const auto& next = samples.slots[(i + 1) & 1];
+      const Place following = at(i + 1);
+      samples.template prepare<for_gradients>(next, following);
+      if constexpr (prefetch) {
+        const T* values = base + (following.image * samples.p.tokens * samples.p.heads + following.head) *
+                                     samples.p.channels;
+        const int64_t bytes = samples.p.channels * static_cast<int64_t>(sizeof(T));
+        for (int64_t s = 0; s < samples.count; ++s)
+          for (int c = 0; c < 4; ++c) {
+            const char* cell = reinterpret_cast<const char*>(values + next.index[c * samples.padded + s]);
+            for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(cell + byte, 0, into_l2);
+          }
+      } else if (i + ahead < n) {
+        samples.prefetch_input(at(i + ahead));
+      }
+    }
+    body(samples.slots[i & 1], place);
+  }
+}
+
+template <class T, class S, int units>
+SPARSE_DETR_INLINE void sum_cells(
+    const Samples<T, S>& samples, const typename Samples<T, S>::Slot& slot, const T* values, T* output) {
+  using C = Channels<T>;
+  using Real = typename C::Real;
+  constexpr int sums = units * C::parts, chains = sums >= 8 ? 1 : sums >= 4 ? 2 : 4;  // enough to hide an addition's delay
+  Real sum[chains][sums] = {};
+  const int64_t padded = samples.padded;
+  for (int64_t s = 0; s < samples.count; ++s) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const T* cell = values + slot.index[c * padded + s];
+      const auto share = slot.share[c * padded + s];
+#pragma GCC unroll 8
+      for (int u = 0; u < units; ++u) {
+        Real row[C::parts];
+        C::read(cell + u * C::width, row);
+#pragma GCC unroll 2
+        for (int k = 0; k < C::parts; ++k) sum[c % chains][u * C::parts + k] += row[k] * share;
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int u = 0; u < units; ++u) {
+    Real total[C::parts];
+#pragma GCC unroll 2
+    for (int k = 0; k < C::parts; ++k) {
+      total[k] = sum[0][u * C::parts + k];
+      for (int chain = 1; chain < chains; ++chain) total[k] += sum[chain][u * C::parts + k];
+    }
+    C::write(output + u * C::width, total);
+  }
+}
+
+template <class T, class S>
+SPARSE_DETR_INLINE void forward_place(
+    const Samples<T, S>& samples, const typename Samples<T, S>::Slot& slot, const T* values, T* output) {
+  using C = Channels<T>;
+  const int64_t channels = samples.p.channels;
+  int64_t d = 0;
+  if constexpr (C::parts == 1)
+    for (; d + 8 * C::width <= channels; d += 8 * C::width) sum_cells<T, S, 8>(samples, slot, values + d, output + d);
+  for (; d + 4 * C::width <= channels; d += 4 * C::width) sum_cells<T, S, 4>(samples, slot, values + d, output + d);
+  for (; d + 2 * C::width <= channels; d += 2 * C::width) sum_cells<T, S, 2>(samples, slot, values + d, output + d);
+  for (; d + C::width <= channels; d += C::width) sum_cells<T, S, 1>(samples, slot, values + d, output + d);
+  for (; d < channels; ++d) {
+    typename Samples<T, S>::Scalar sum = 0;
+    for (int64_t s = 0; s < samples.count; ++s)
+      for (int c = 0; c < 4; ++c) {
+        const int64_t i = c * samples.padded + s;
+        sum += C::scalar(values[slot.index[i] + d]) * slot.share[i];
+      }
+    output[d] = C::narrow(sum);
+  }
+}
+
+template <class T, class S>
+void forward_task(const Problem& p, int64_t threads, int64_t task, Scratch& scratch) {
+  const bool packed = worth_packing(p);
+  const Share share = share_of(p, threads, task);
+  T* output = static_cast<T*>(p.output);
+  if (packed) {
+    Samples<T, S> samples(p, p.channels, scratch);
+    T* values = scratch.template take<T>(p.tokens * p.channels);
+    pack(p, share.image, share.head, values);
+    const auto at = [&](int64_t i) { return Place{share.image, share.begin + i, share.head}; };
+    run_places<false, false>(samples, share.end - share.begin, values, at, [&](const auto& slot, const Place& place) {
+      const int64_t row = (place.image * p.queries + place.query) * p.heads + place.head;
+      forward_place(samples, slot, values, output + row * p.channels);
+    });
+  } else {
+    Samples<T, S> samples(p, p.heads * p.channels, scratch);
+    const T* values = static_cast<const T*>(p.value);
+    const auto at = [&](int64_t i) {
+      const int64_t query = share.begin + i / p.heads;
+      return Place{query / p.queries, query % p.queries, i % p.heads};
+    };
+    const int64_t places = (share.end - share.begin) * p.heads;
+    run_places<false, true>(samples, places, values, at, [&](const auto& slot, const Place& place) {
+      const int64_t row = (place.image * p.queries + place.query) * p.heads + place.head;
+      const T* head = values + (place.image * p.tokens * p.heads + place.head) * p.channels;
+      forward_place(samples, slot, head, output + row * p.channels);
+    });
+  }
+}
+
+// Bytes that a copy of one head takes.
+template <class T>
+int64_t head_bytes(const Problem& p) {
+  return worth_packing(p) ? p.tokens * p.channels * static_cast<int64_t>(sizeof(T)) : 0;
+}
+
+template <class T, class S>
+bool forward(const Problem& p, int64_t threads, int64_t begin, int64_t end) {
+  Scratch scratch(Samples<T, S>::scratch_bytes(p) + head_bytes<T>(p) + 64);
+  for (int64_t task = begin; task < end && !scratch.failed(); ++task) {
+    scratch.reset();
+    forward_task<T, S>(p, threads, task, scratch);
+  }
+  return !scratch.failed();
+}
+
+}  // namespace SPARSE_DETR_ISA
+}  // namespace sparse_detr

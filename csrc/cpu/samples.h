@@ -1,0 +1,229 @@
+// Indices and shares of all samples of one query and head, computed in vectors: the lanes are samples.
+#pragma once
+
+#include <cstdlib>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "../problem.h"
+#include "vectors.h"
+
+namespace sparse_detr {
+inline namespace SPARSE_DETR_ISA {
+
+// Memory of one task after the other, cut into pieces that start at multiples of 64 bytes.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    const int64_t step = bytes >= huge_page ? huge_page : 64;
+    const int64_t rounded = (bytes + step - 1) / step * step;
+    begin_ = next_ = static_cast<char*>(aligned_alloc(static_cast<size_t>(step), static_cast<size_t>(rounded)));
+#if defined(__linux__)
+    // Cells of many rows are read at random: a copy of a head has more small pages than the processor's first table.
+    if (begin_ != nullptr && step == huge_page) (void)madvise(begin_, static_cast<size_t>(rounded), MADV_HUGEPAGE);
+#endif
+  }
+  ~Scratch() { free(begin_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  bool failed() const { return begin_ == nullptr; }
+  void reset() { next_ = begin_; }
+  template <class P>
+  P* take(int64_t count) {
+    P* piece = reinterpret_cast<P*>(next_);
+    next_ += round_up(count * static_cast<int64_t>(sizeof(P)));
+    return piece;
+  }
+  static int64_t round_up(int64_t bytes) { return (bytes + 64) / 64 * 64; }
+  static constexpr int64_t huge_page = 2 << 20;
+
+ private:
+  char *begin_, *next_;
+};
+
+struct Place {
+  int64_t image, query, head;
+};
+
+// T: element type of the values; S: of positions and weights.
+template <class T, class S>
+class Samples {
+ public:
+  using Real = typename Channels<T>::Real;
+  using Scalar = typename Lanes<Real>::Scalar;
+  using Int = typename Lanes<Real>::Int;
+  static constexpr int lanes = Lanes<Real>::count;
+
+  // What the gradients need besides shares and indices.
+  struct Group {
+    Axis<Real> x, y;
+    Real weight;
+    Real x_scale, y_scale;  // cells that a position's unit is
+  };
+  struct Slot {
+    int32_t* index;  // [4, padded]: elements from the image's and head's first
+    Scalar* share;   // [4, padded]
+    Group* group;    // [padded / lanes]
+  };
+
+  // `stride`: elements from one token to the next, where the kernel will read or write.
+  Samples(const Problem& problem, int64_t stride, Scratch& scratch)
+      : p(problem), count(p.levels * p.points), padded((count + lanes - 1) / lanes * lanes) {
+    width_ = scratch.take<Scalar>(padded);
+    height_ = scratch.take<Scalar>(padded);
+    row_ = scratch.take<int32_t>(padded);
+    start_ = scratch.take<int32_t>(padded);
+    level_ = scratch.take<int32_t>(padded);
+    weight_ = scratch.take<Scalar>(padded);
+    position_ = scratch.take<S>(2 * padded);
+    logit_ = scratch.take<S>(padded);
+    reference_ = scratch.take<Scalar>(4 * padded + lanes);
+    for (Slot& slot : slots) {
+      slot.index = scratch.take<int32_t>(4 * padded);
+      slot.share = scratch.take<Scalar>(4 * padded);
+      slot.group = scratch.take<Group>(padded / lanes);
+    }
+    stride_ = static_cast<int32_t>(stride);
+    int64_t start = 0;
+    for (int64_t s = 0; s < padded; ++s) {
+      const bool real = s < count;
+      const int64_t level = real ? s / p.points : 0;
+      const int64_t height = real ? p.shapes[2 * level] : 1, width = real ? p.shapes[2 * level + 1] : 1;
+      height_[s] = static_cast<Scalar>(height);
+      width_[s] = static_cast<Scalar>(width);
+      row_[s] = static_cast<int32_t>(width * stride);
+      start_[s] = static_cast<int32_t>(real ? start * stride : 0);
+      level_[s] = static_cast<int32_t>(level);
+      if (real && (s + 1) % p.points == 0) start += height * width;
+    }
+  }
+
+  static int64_t scratch_bytes(const Problem& p) {
+    const int64_t padded = p.levels * p.points + lanes;
+    const int64_t bytes = 20 * sizeof(Scalar) + 11 * sizeof(int32_t) + 3 * sizeof(S) + 2 * sizeof(Group) / lanes + 8;
+    return padded * bytes + 32 * 64 + 64 * static_cast<int64_t>(sizeof(Group));
+  }
+
+  // Fills a slot for one query and head.
+  template <bool for_gradients>
+  __attribute__((noinline)) void prepare(const Slot& slot, const Place& at) {
+    const int64_t row = (at.image * p.queries + at.query) * p.heads + at.head;
+    const S* position = static_cast<const S*>(p.positions) + row * count * 2;
+    const S* logit = static_cast<const S*>(p.weights) + row * count;
+    if (count != padded) {  // whole vectors would read past the end
+      copy(position_, position, 2 * count, 2 * padded, 0);
+      copy(logit_, logit, count, padded, p.reference_size ? -INFINITY : 0);
+      position = position_;
+      logit = logit_;
+    }
+    attention(logit);
+    const Scalar* reference = p.reference_size ? references(at) : nullptr;
+    for (int64_t s = 0; s < padded; s += lanes) {
+      const Group g = group(position, reference, s);
+      const Shares<Real> shares = corner_shares(g.x, g.y, g.weight);
+      const Int rows = Lanes<Real>::load_index(row_ + s), start = Lanes<Real>::load_index(start_ + s);
+      const Int top = g.y.low * rows + start, bottom = g.y.high * rows + start;
+      const Int left = g.x.low * stride_, right = g.x.high * stride_;
+      Lanes<Real>::store_index(slot.index + s, top + left);
+      Lanes<Real>::store_index(slot.index + padded + s, top + right);
+      Lanes<Real>::store_index(slot.index + 2 * padded + s, bottom + left);
+      Lanes<Real>::store_index(slot.index + 3 * padded + s, bottom + right);
+      for (int c = 0; c < 4; ++c) store(slot.share + c * padded + s, shares.corner[c]);
+      if constexpr (for_gradients) slot.group[s / lanes] = g;
+    }
+  }
+
+  // Asks for what `prepare` will read later: rows of one head lie far apart.
+  SPARSE_DETR_INLINE void prefetch_input(const Place& at) const {
+    const int64_t row = (at.image * p.queries + at.query) * p.heads + at.head;
+    const char* position = reinterpret_cast<const char*>(static_cast<const S*>(p.positions) + row * count * 2);
+    for (int64_t byte = 0; byte < 2 * count * static_cast<int64_t>(sizeof(S)); byte += 64)
+      __builtin_prefetch(position + byte);
+    __builtin_prefetch(static_cast<const S*>(p.weights) + row * count);
+  }
+
+  Slot slots[2];
+  const Problem& p;
+  const int64_t count, padded;
+
+ private:
+  static void copy(S* to, const S* from, int64_t count, int64_t padded, float rest) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+    for (int64_t i = count; i < padded; ++i) to[i] = Channels<S>::narrow(rest);
+  }
+
+  // Softmax over all samples, or the weights as they are, into weight_.
+  SPARSE_DETR_INLINE void attention(const S* logit) {
+    if (p.reference_size == 0) {
+      for (int64_t s = 0; s < padded; s += lanes) store(weight_ + s, Channels<S>::samples(logit + s));
+      return;
+    }
+    Scalar largest = -INFINITY, sum = 0;
+    for (int64_t s = 0; s < padded; s += lanes) {
+      const Scalar here = largest_of(Channels<S>::samples(logit + s));
+      largest = here > largest ? here : largest;
+    }
+    const Real top = Real{} + largest;
+    for (int64_t s = 0; s < padded; s += lanes) {
+      const Real term = softmax_term(Channels<S>::samples(logit + s), top);
+      store(weight_ + s, term);
+      sum += sum_of(term);
+    }
+    const Scalar scale = 1 / sum;
+    for (int64_t s = 0; s < padded; s += lanes) store(weight_ + s, load<Real>(weight_ + s) * scale);
+  }
+
+  // This query's references, readable as whole vectors.
+  SPARSE_DETR_INLINE const Scalar* references(const Place& at) {
+    const int64_t size = p.levels * p.reference_size, row = at.image * p.queries + at.query;
+    const Scalar* from = static_cast<const Scalar*>(p.references) + row * size;
+    if ((p.images * p.queries - row) * size >= lanes) return from;
+    for (int64_t i = 0; i < size; ++i) reference_[i] = from[i];
+    return reference_;
+  }
+
+  SPARSE_DETR_INLINE Real reference_entry(const Scalar* reference, int64_t s, int entry) {
+    const int size = static_cast<int>(p.reference_size);
+#if !defined(__clang__)
+    if (p.levels * size <= lanes)
+      return __builtin_shuffle(load<Real>(reference), Lanes<Real>::load_index(level_ + s) * size + entry);
+#endif
+    Real result{};
+    for (int i = 0; i < lanes; ++i) result[i] = reference[level_[s + i] * size + entry];
+    return result;
+  }
+
+  SPARSE_DETR_INLINE Group group(const S* position, const Scalar* reference, int64_t s) {
+    const Real first = Channels<S>::samples(position + 2 * s), second = Channels<S>::samples(position + 2 * s + lanes);
+    const Real x = picked<Alternate<0>>(first, second), y = picked<Alternate<1>>(first, second);
+    const Real width = load<Real>(width_ + s), height = load<Real>(height_ + s), one = Lanes<Real>::all(1);
+    Group g;
+    g.weight = load<Real>(weight_ + s);
+    if (p.reference_size == 0) {
+      g.x = around(cell_of_location(x, width), width);
+      g.y = around(cell_of_location(y, height), height);
+      g.x_scale = width, g.y_scale = height;
+      return g;
+    }
+    g.x_scale = one, g.y_scale = one;
+    if (p.reference_size == 4) {
+      const Real share = one * static_cast<Scalar>(0.5 / static_cast<double>(p.points));
+      g.x_scale = cells_per_offset(reference_entry(reference, s, 2), width, share);
+      g.y_scale = cells_per_offset(reference_entry(reference, s, 3), height, share);
+    }
+    g.x = around(cell_of_offset(reference_entry(reference, s, 0), x * g.x_scale, width), width);
+    g.y = around(cell_of_offset(reference_entry(reference, s, 1), y * g.y_scale, height), height);
+    return g;
+  }
+
+  Scalar *width_, *height_, *weight_, *reference_;
+  int32_t *row_, *start_, *level_;
+  int32_t stride_;
+  S *position_, *logit_;
+};
+
+}  // namespace SPARSE_DETR_ISA
+}  // namespace sparse_detr

@@ -1,0 +1,159 @@
+// The op: its schema, and the kernels for the CPU. The kernels for CUDA register themselves from a library of their own.
+#include "arguments.h"
+#include "cpu/instruction_sets.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace sparse_detr {
+namespace {
+
+class InstructionSets {
+ public:
+  static InstructionSets& get() {
+    static InstructionSets sets;
+    return sets;
+  }
+  // Narrows the choice, for tests and measurements; returns whether this processor can run it.
+  bool limit(const char* name) {
+    for (int i = 0; i < count_; ++i)
+      if (strcmp(table_[i]->name, name) == 0) {
+        used_ = i + 1;
+        return true;
+      }
+    return false;
+  }
+  const char* widest() const { return table_[used_ - 1]->name; }
+  const CpuKernels& choose(const Problem& problem) const { return fitting(table_, used_, problem); }
+
+ private:
+  InstructionSets() : count_(instruction_sets(table_)), used_(count_) {
+    if (const char* name = getenv("SPARSE_DETR_OP_ISA")) limit(name);
+  }
+  const CpuKernels* table_[3] = {};
+  int count_;
+  std::atomic<int> used_;
+};
+
+using Run = bool (*)(const Problem&, int64_t, int64_t, int64_t);
+
+void in_parallel(const Problem& problem, int64_t threads, int64_t tasks, Run run) {
+  std::atomic<bool> failed{false};
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    if (!run(problem, threads, begin, end)) failed = true;
+  });
+  STD_TORCH_CHECK(!failed, "deformable_attention: no memory for a copy of one head's values");
+}
+
+bool empty(const Problem& p) { return p.images == 0 || p.queries == 0 || p.heads == 0 || p.channels == 0; }
+
+void check_cpu(const Problem& p) {
+  STD_TORCH_CHECK(
+      p.value_type != Element::float16 && p.sample_type != Element::float16,
+      "deformable_attention: float16 on the CPU; give float32 or bfloat16");
+}
+
+Tensor forward_cpu(
+    const Tensor& value, const std::vector<int64_t>& shapes, const Tensor* references, const Tensor& positions,
+    const Tensor& weights) {
+  Problem problem = checked(value, shapes, references, positions, weights);
+  problem.shapes = shapes.data();
+  check_cpu(problem);
+  Tensor output = output_for(value, problem);
+  if (empty(problem)) return output;
+  if (problem.points == 0) return torch::stable::fill_(output, 0.0);
+  const CpuKernels& kernels = InstructionSets::get().choose(problem);
+  const int64_t threads = torch::stable::get_num_threads();
+  in_parallel(problem, threads, kernels.forward_tasks(problem, threads), kernels.forward);
+  return output;
+}
+
+Gradients backward_cpu(
+    const Tensor& gradient, const Tensor& value, const std::vector<int64_t>& shapes, const Tensor* references,
+    const Tensor& positions, const Tensor& weights, bool for_value, bool for_samples) {
+  Problem problem = checked(value, shapes, references, positions, weights);
+  problem.shapes = shapes.data();
+  check_cpu(problem);
+  take_gradient(gradient, value, problem);
+  const bool none = empty(problem) || problem.points == 0;
+  const CpuKernels& kernels = InstructionSets::get().choose(problem);
+  const int64_t threads = torch::stable::get_num_threads();
+  Tensor to_value = nothing_like(value), to_positions = nothing_like(positions), to_weights = nothing_like(weights);
+  if (for_value) {
+    to_value = torch::stable::empty_like(value);
+    if (none || kernels.accumulates_in_place(problem)) torch::stable::zero_(to_value);
+    problem.value_gradient = to_value.mutable_data_ptr();
+    if (!none)
+      in_parallel(problem, threads, kernels.value_gradient_tasks(problem, threads), kernels.value_gradient);
+  }
+  if (for_samples) {
+    to_positions = torch::stable::empty_like(positions);
+    to_weights = torch::stable::empty_like(weights);
+    if (none) {
+      torch::stable::zero_(to_positions);
+      torch::stable::zero_(to_weights);
+    }
+    problem.position_gradient = to_positions.mutable_data_ptr();
+    problem.weight_gradient = to_weights.mutable_data_ptr();
+    if (!none)
+      in_parallel(problem, threads, kernels.sample_gradient_tasks(problem, threads), kernels.sample_gradient);
+  }
+  return {to_value, to_positions, to_weights};
+}
+
+Tensor deformable_attention(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights) {
+  return forward_cpu(value, shapes, nullptr, locations, weights);
+}
+
+Gradients deformable_attention_backward(
+    Tensor gradient, Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights, bool for_value,
+    bool for_samples) {
+  return backward_cpu(gradient, value, shapes, nullptr, locations, weights, for_value, for_samples);
+}
+
+Tensor fused(Tensor value, std::vector<int64_t> shapes, Tensor references, Tensor offsets, Tensor logits) {
+  return forward_cpu(value, shapes, &references, offsets, logits);
+}
+
+Gradients fused_backward(
+    Tensor gradient, Tensor value, std::vector<int64_t> shapes, Tensor references, Tensor offsets, Tensor logits,
+    bool for_value, bool for_samples) {
+  return backward_cpu(gradient, value, shapes, &references, offsets, logits, for_value, for_samples);
+}
+
+}  // namespace
+}  // namespace sparse_detr
+
+STABLE_TORCH_LIBRARY(sparse_detr, m) {
+  m.def("deformable_attention(Tensor value, SymInt[] shapes, Tensor locations, Tensor weights) -> Tensor");
+  m.def(
+      "deformable_attention_backward(Tensor gradient, Tensor value, SymInt[] shapes, Tensor locations, "
+      "Tensor weights, bool for_value, bool for_samples) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "fused_deformable_attention(Tensor value, SymInt[] shapes, Tensor references, Tensor offsets, Tensor logits) "
+      "-> Tensor");
+  m.def(
+      "fused_deformable_attention_backward(Tensor gradient, Tensor value, SymInt[] shapes, Tensor references, "
+      "Tensor offsets, Tensor logits, bool for_value, bool for_samples) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_detr, CPU, m) {
+  m.impl("deformable_attention", TORCH_BOX(&sparse_detr::deformable_attention));
+  m.impl("deformable_attention_backward", TORCH_BOX(&sparse_detr::deformable_attention_backward));
+  m.impl("fused_deformable_attention", TORCH_BOX(&sparse_detr::fused));
+  m.impl("fused_deformable_attention_backward", TORCH_BOX(&sparse_detr::fused_backward));
+}
+
+// For ctypes: what this build is, and a limit to its instruction set.
+extern "C" {
+#define SPARSE_DETR_EXPORT __attribute__((visibility("default")))
+
+SPARSE_DETR_EXPORT const char* sparse_detr_instruction_set() { return sparse_detr::InstructionSets::get().widest(); }
+
+SPARSE_DETR_EXPORT int sparse_detr_limit_instruction_set(const char* name) {
+  return sparse_detr::InstructionSets::get().limit(name);
+}
+
+SPARSE_DETR_EXPORT const char* sparse_detr_build() { return SPARSE_DETR_BUILD; }
+}
