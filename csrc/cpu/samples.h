@@ -136,13 +136,17 @@ class Samples {
     }
   }
 
-  // Asks for what `prepare` will read later: rows of one head lie far apart.
+  // Asks for what `prepare` and the gradients will read later: rows of one head lie far apart.
   SPARSE_DETR_INLINE void prefetch_input(const Place& at) const {
     const int64_t row = (at.image * p.queries + at.query) * p.heads + at.head;
     const char* position = reinterpret_cast<const char*>(static_cast<const S*>(p.positions) + row * count * 2);
     for (int64_t byte = 0; byte < 2 * count * static_cast<int64_t>(sizeof(S)); byte += 64)
       __builtin_prefetch(position + byte);
     __builtin_prefetch(static_cast<const S*>(p.weights) + row * count);
+    if (p.output_gradient == nullptr) return;
+    const char* gradient = reinterpret_cast<const char*>(static_cast<const T*>(p.output_gradient) + row * p.channels);
+    for (int64_t byte = 0; byte < p.channels * static_cast<int64_t>(sizeof(T)); byte += 64)
+      __builtin_prefetch(gradient + byte);
   }
 
   Slot slots[2];

@@ -6,14 +6,10 @@
 #include <dlfcn.h>
 
 #include "../arguments.h"
-#include "backward.cuh"
-#include "forward.cuh"
+#include "launch.h"
 
 namespace sparse_detr {
 namespace {
-
-constexpr int threads_a_block = 128;
-constexpr int64_t most_shared_bytes = 48 * 1024;
 
 void check(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, "deformable_attention: ", what, ": ", cudaGetErrorString(error));
@@ -53,67 +49,22 @@ cudaStream_t current_stream(int device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 template <class T, class S>
-Launch<T, S> launch_of(const Problem& p) {
+void start(void (*kernel)(const Launch<T, S>), const Launch<T, S>& launch, const Grid& grid, cudaStream_t stream) {
   STD_TORCH_CHECK(
-      p.levels <= most_levels && p.levels * p.points <= 96, "deformable_attention: ", p.levels, " levels of ",
-      p.points, " points on CUDA; give at most ", most_levels, " levels and 96 samples, or set SPARSE_DETR_OP=reference");
-  STD_TORCH_CHECK(
-      p.queries < (int64_t{1} << 31), "deformable_attention: ", p.queries, " queries on CUDA; give fewer than 2^31");
-  Launch<T, S> launch{};
-  launch.groups = p.images * p.queries * p.heads;
-  launch.queries = static_cast<int32_t>(p.queries), launch.heads = static_cast<int32_t>(p.heads);
-  launch.channels = static_cast<int32_t>(p.channels), launch.levels = static_cast<int32_t>(p.levels);
-  launch.points = static_cast<int32_t>(p.points), launch.reference_size = static_cast<int32_t>(p.reference_size);
-  launch.image_stride = p.tokens * p.heads * p.channels;
-  int32_t start = 0;
-  for (int64_t level = 0; level < p.levels; ++level) {
-    launch.height[level] = static_cast<int32_t>(p.shapes[2 * level]);
-    launch.width[level] = static_cast<int32_t>(p.shapes[2 * level + 1]);
-    launch.start[level] = start;
-    start += launch.height[level] * launch.width[level];
-  }
-  launch.value = static_cast<const T*>(p.value);
-  launch.references = static_cast<const float*>(p.references);
-  launch.positions = static_cast<const S*>(p.positions);
-  launch.weights = static_cast<const S*>(p.weights);
-  launch.output = static_cast<T*>(p.output);
-  launch.output_gradient = static_cast<const T*>(p.output_gradient);
-  launch.value_gradient = static_cast<float*>(p.value_gradient);
-  launch.position_gradient = static_cast<S*>(p.position_gradient);
-  launch.weight_gradient = static_cast<S*>(p.weight_gradient);
-  return launch;
-}
-
-template <class T, class S>
-void start(
-    void (*kernel)(const Launch<T, S>), Launch<T, S>& launch, int channels_a_lane, int64_t bytes_a_sample,
-    cudaStream_t stream) {
-  launch.lanes = 1;
-  while (launch.lanes < 32 && launch.lanes * channels_a_lane < launch.channels) launch.lanes *= 2;
-  const int64_t bytes = launch.levels * launch.points * bytes_a_sample;
-  int threads = threads_a_block;
-  while (threads > 32 && threads / launch.lanes * bytes > most_shared_bytes) threads /= 2;
-  while (threads / launch.lanes * bytes > most_shared_bytes) launch.lanes *= 2;  // fewer groups, some lanes idle
-  const int64_t groups_a_block = threads / launch.lanes;
-  const int64_t blocks = (launch.groups + groups_a_block - 1) / groups_a_block;
-  STD_TORCH_CHECK(
-      blocks < (int64_t{1} << 31), "deformable_attention: ", launch.groups,
+      grid.blocks < (int64_t{1} << 31), "deformable_attention: ", launch.groups,
       " queries x heads in one call; split the batch");
-  kernel<<<static_cast<unsigned>(blocks), threads, static_cast<size_t>(groups_a_block * bytes), stream>>>(launch);
+  kernel<<<static_cast<unsigned>(grid.blocks), grid.threads, static_cast<size_t>(grid.shared_bytes), stream>>>(launch);
   check(cudaGetLastError(), "launching a kernel");
 }
-
-template <class T>
-constexpr int wide = 16 / static_cast<int>(sizeof(T));
 
 // Calls run with zeros of the value's and the samples' type.
 template <class Run>
 void by_type(const Problem& p, const Run& run) {
   STD_TORCH_CHECK(
       p.value_type != Element::float64, "deformable_attention: float64 on CUDA; set SPARSE_DETR_OP=reference");
+  const std::string wrong = refusal(p);
+  STD_TORCH_CHECK(wrong.empty(), "deformable_attention: ", wrong);
   const bool exact = p.sample_type == Element::float32;
   if (p.value_type == Element::float32) return run(float{}, float{});
   if (p.value_type == Element::bfloat16) {
@@ -139,11 +90,9 @@ Tensor forward_cuda(
   by_type(problem, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
-    Launch<T, S> launch = launch_of<T, S>(problem);
-    if (problem.channels % wide<T> == 0 && aligned(problem.value) && aligned(problem.output))
-      start<T, S>(forward_kernel<T, S, wide<T>>, launch, wide<T>, sizeof(ForwardSample), stream);
-    else
-      start<T, S>(forward_kernel<T, S, 1>, launch, 1, sizeof(ForwardSample), stream);
+    start_forward<T, S>(problem, [&](auto kernel, const Launch<T, S>& launch, const Grid& grid) {
+      start(kernel, launch, grid, stream);
+    });
   });
   return output;
 }
@@ -174,11 +123,9 @@ Gradients backward_cuda(
     by_type(problem, [&](auto t, auto s) {
       using T = decltype(t);
       using S = decltype(s);
-      Launch<T, S> launch = launch_of<T, S>(problem);
-      if (problem.channels % wide<T> == 0 && aligned(problem.value) && aligned(problem.output_gradient))
-        start<T, S>(backward_kernel<T, S, wide<T>>, launch, wide<T>, sizeof(BackwardSample), stream);
-      else
-        start<T, S>(backward_kernel<T, S, 1>, launch, 1, sizeof(BackwardSample), stream);
+      start_backward<T, S>(problem, [&](auto kernel, const Launch<T, S>& launch, const Grid& grid) {
+        start(kernel, launch, grid, stream);
+      });
     });
   }
   if (!for_value || problem.value_type == Element::float32) return {for_value ? sums : to_value, to_positions, to_weights};
