@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow check cuda-check sanitize cuda-sanitize clean
+.PHONY: help setup demo test test-slow check cuda-check sanitize emulate cuda-sanitize clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make test-slow  the long ones: trainings that are killed, whole demos, jobs on a cluster"
 	@echo "make check      format, lint, types, direction of imports"
 	@echo "make cuda-check | sanitize | cuda-sanitize    the op's sources and kernels under compilers and sanitizers"
+	@echo "make emulate    the op's CUDA kernels on a CPU, under sanitizers, against the formula"
 
 setup: $(STAMP)
 
@@ -61,6 +62,11 @@ cuda-check: $(STAMP)
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(STAMP)
 	$(MAKE) --no-print-directory -C csrc sanitize BIN=$(CURDIR)/$(BIN)
+
+# The CUDA kernels on a CPU, against the formula: memory errors, races, lanes that part ways.
+emulate: $(STAMP)
+	@if command -v nvcc > /dev/null; then $(MAKE) --no-print-directory -C csrc emulate BIN=$(CURDIR)/$(BIN); \
+	else echo "emulate: no nvcc here, whose headers this needs; nothing was run"; fi
 
 # The CUDA kernels under compute-sanitizer; needs a GPU.
 cuda-sanitize: $(STAMP)

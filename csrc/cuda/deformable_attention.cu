@@ -58,13 +58,16 @@ void start(void (*kernel)(const Launch<T, S>), const Launch<T, S>& launch, const
   check(cudaGetLastError(), "launching a kernel");
 }
 
+void check_limits(const Problem& p) {
+  const std::string wrong = refusal(p);
+  STD_TORCH_CHECK(wrong.empty(), "deformable_attention: ", wrong);
+}
+
 // Calls run with zeros of the value's and the samples' type.
 template <class Run>
 void by_type(const Problem& p, const Run& run) {
   STD_TORCH_CHECK(
       p.value_type != Element::float64, "deformable_attention: float64 on CUDA; set SPARSE_DETR_OP=reference");
-  const std::string wrong = refusal(p);
-  STD_TORCH_CHECK(wrong.empty(), "deformable_attention: ", wrong);
   const bool exact = p.sample_type == Element::float32;
   if (p.value_type == Element::float32) return run(float{}, float{});
   if (p.value_type == Element::bfloat16) {
@@ -86,6 +89,7 @@ Tensor forward_cuda(
   const Device device(value.get_device_index());
   Tensor output = output_for(value, problem);
   if (empty(problem)) return torch::stable::fill_(output, 0.0);
+  check_limits(problem);
   const cudaStream_t stream = current_stream(value.get_device_index());
   by_type(problem, [&](auto t, auto s) {
     using T = decltype(t);
@@ -120,6 +124,7 @@ Gradients backward_cuda(
   if (empty(problem)) {
     if (for_samples) torch::stable::zero_(to_positions), torch::stable::zero_(to_weights);
   } else if (for_value || for_samples) {
+    check_limits(problem);
     by_type(problem, [&](auto t, auto s) {
       using T = decltype(t);
       using S = decltype(s);

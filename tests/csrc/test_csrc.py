@@ -12,6 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = f"BIN={Path(sys.executable).parent}"
+NEEDS_TOOLKIT = pytest.mark.skipif(
+    shutil.which("g++") is None or shutil.which("nvcc") is None,
+    reason="no g++ here, or no CUDA toolkit, whose headers the emulation needs",
+)
 
 
 def _run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
@@ -48,6 +52,45 @@ def test_the_sanitizer_would_see_a_read_past_an_end(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@NEEDS_TOOLKIT
+def test_cuda_kernels_on_a_cpu_agree_with_the_formula(tmp_path: Path) -> None:
+    shown = _run("make", "-C", "csrc", "emulate", BIN, f"BUILD={tmp_path}", "ROUNDS=3")
+    assert "sm_90: 3 rounds agree with the formula" in shown
+    assert "sm_75: 3 rounds agree with the formula" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@NEEDS_TOOLKIT
+@pytest.mark.parametrize(
+    ("target", "header", "right", "wrong", "message"),
+    [
+        ("races", "samples.cuh", "distance > 0; distance /= 2) x +=", "distance > 1; distance /= 2) x +=", "gradient["),
+        ("races", "forward.cuh", "  __syncwarp();\n", "", "output["),
+        ("races", "forward.cuh", "  __syncwarp();", "  if (!group.active) return;\n  __syncwarp();", "are elsewhere"),
+        ("races", "packs.cuh", "atomicAdd(to + i, x[i] * share)", "to[i] += x[i] * share", "data race"),
+        ("memory", "samples.cuh", "active ? group : launch.groups - 1", "group", "heap-buffer-overflow"),
+    ],
+)
+def test_the_emulation_would_see_a_broken_kernel(
+    tmp_path: Path, target: str, header: str, right: str, wrong: str, message: str
+) -> None:
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    shutil.copytree(ROOT / "tests" / "csrc", tmp_path / "tests" / "csrc")
+    kernel = tmp_path / "csrc" / "cuda" / header
+    broken = kernel.read_text().replace(right, wrong)
+    assert broken != kernel.read_text()
+    kernel.write_text(broken)
+    done = subprocess.run(
+        ["make", "-C", "csrc", f"emulate-{target}", BIN, f"BUILD={tmp_path}", "ROUNDS=3"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert message in done.stderr
 
 
 @pytest.mark.slow
