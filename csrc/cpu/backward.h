@@ -19,6 +19,7 @@ SPARSE_DETR_INLINE typename Channels<T>::Real products(const T* gradient, const 
   Real given[units * C::parts];
 #pragma GCC unroll 8
   for (int u = 0; u < units; ++u) C::read(gradient + u * C::width, given + u * C::parts);
+  asm("" : "+r"(index));  // or GCC computes all addresses before the loop over channels, and spills them
   const auto part = [&](int lane) SPARSE_DETR_LAMBDA {
     const T* cell = values + index[lane];
     Real sum{};
