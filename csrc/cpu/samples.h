@@ -122,7 +122,9 @@ class Samples {
     attention(logit);
     const Scalar* reference = p.reference_size ? references(at) : nullptr;
     for (int64_t s = 0; s < padded; s += lanes) {
-      const Group g = group(position, reference, s);
+      Group of_its_own;  // in place where it is kept: copying one took as long as computing it
+      Group& g = for_gradients ? slot.group[s / lanes] : of_its_own;
+      fill(g, position, reference, s);
       const Shares<Real> shares = corner_shares(g.x, g.y, g.weight);
       const Int rows = Lanes<Real>::load_index(row_ + s), start = Lanes<Real>::load_index(start_ + s);
       const Int top = g.y.low * rows + start, bottom = g.y.high * rows + start;
@@ -132,7 +134,6 @@ class Samples {
       Lanes<Real>::store_index(slot.index + 2 * padded + s, bottom + left);
       Lanes<Real>::store_index(slot.index + 3 * padded + s, bottom + right);
       for (int c = 0; c < 4; ++c) store(slot.share + c * padded + s, shares.corner[c]);
-      if constexpr (for_gradients) slot.group[s / lanes] = g;
     }
   }
 
@@ -200,17 +201,16 @@ class Samples {
     return result;
   }
 
-  SPARSE_DETR_INLINE Group group(const S* position, const Scalar* reference, int64_t s) {
+  SPARSE_DETR_INLINE void fill(Group& g, const S* position, const Scalar* reference, int64_t s) {
     const Real first = Channels<S>::samples(position + 2 * s), second = Channels<S>::samples(position + 2 * s + lanes);
     const Real x = picked<Alternate<0>>(first, second), y = picked<Alternate<1>>(first, second);
     const Real width = load<Real>(width_ + s), height = load<Real>(height_ + s), one = Lanes<Real>::all(1);
-    Group g;
     g.weight = load<Real>(weight_ + s);
     if (p.reference_size == 0) {
       g.x = around(cell_of_location(x, width), width);
       g.y = around(cell_of_location(y, height), height);
       g.x_scale = width, g.y_scale = height;
-      return g;
+      return;
     }
     g.x_scale = one, g.y_scale = one;
     if (p.reference_size == 4) {
@@ -220,7 +220,6 @@ class Samples {
     }
     g.x = around(cell_of_offset(reference_entry(reference, s, 0), x * g.x_scale, width), width);
     g.y = around(cell_of_offset(reference_entry(reference, s, 1), y * g.y_scale, height), height);
-    return g;
   }
 
   Scalar *width_, *height_, *weight_, *reference_;

@@ -163,18 +163,28 @@ SPARSE_DETR_INLINE V lane_sums(const Part& part, int first) {
   }
 }
 
-template <class V>
+// Every entry's neighbour at a distance that is a power of two.
+template <int distance>
+struct Across {
+  static constexpr int at(int i) { return i ^ distance; }
+};
+
+template <class V, int distance = Lanes<V>::count / 2>
 SPARSE_DETR_INLINE typename Lanes<V>::Scalar sum_of(V v) {
-  typename Lanes<V>::Scalar sum = 0;
-  for (int i = 0; i < Lanes<V>::count; ++i) sum += v[i];
-  return sum;
+  if constexpr (distance == 0)
+    return v[0];
+  else
+    return sum_of<V, distance / 2>(v + picked<Across<distance>>(v, v));
 }
 
-template <class V>
+template <class V, int distance = Lanes<V>::count / 2>
 SPARSE_DETR_INLINE typename Lanes<V>::Scalar largest_of(V v) {
-  typename Lanes<V>::Scalar largest = v[0];
-  for (int i = 1; i < Lanes<V>::count; ++i) largest = v[i] > largest ? v[i] : largest;
-  return largest;
+  if constexpr (distance == 0) {
+    return v[0];
+  } else {
+    const V other = picked<Across<distance>>(v, v);
+    return largest_of<V, distance / 2>(v > other ? v : other);
+  }
 }
 
 // How an element type lies in vectors: `width` channels are loaded at once into `parts` vectors. A vector of bfloat16
