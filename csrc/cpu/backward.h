@@ -106,7 +106,8 @@ void sample_gradients_task(const Problem& p, int64_t threads, int64_t task, Scra
     T* values = scratch.template take<T>(p.tokens * p.channels);
     pack(p, share.image, share.head, values);
     const auto at = [&](int64_t i) { return Place{share.image, share.begin + i, share.head}; };
-    run_places<true, false>(samples, share.end - share.begin, values, at, [&](const auto& slot, const Place& place) {
+    const int64_t places = share.end - share.begin;
+    run_places<true, false>(samples, places, values, at, [&](const auto& slot, const Place& place, const auto&) {
       sample_gradient_place(samples, slot, place, values, raw);
     });
   } else {
@@ -118,8 +119,9 @@ void sample_gradients_task(const Problem& p, int64_t threads, int64_t task, Scra
       return Place{query / p.queries, query % p.queries, i % p.heads};
     };
     const int64_t places = (share.end - share.begin) * p.heads;
-    run_places<true, true>(samples, places, values, at, [&](const auto& slot, const Place& place) {
+    run_places<true, true>(samples, places, values, at, [&](const auto& slot, const Place& place, auto next) {
       const T* head = values + (place.image * p.tokens * p.heads + place.head) * p.channels;
+      next.ask_all(samples);
       sample_gradient_place(samples, slot, place, head, raw);
     });
   }
@@ -137,9 +139,9 @@ bool sample_gradients(const Problem& p, int64_t threads, int64_t begin, int64_t 
 }
 
 // Adds shares of one row of the gradient to its cells. The sums are Real, in the order of Channels<T>::read.
-template <class T, class S, int units>
+template <class T, class S, int units, class Next>
 SPARSE_DETR_INLINE void add_to_cells(
-    const Samples<T, S>& samples, const typename Samples<T, S>::Slot& slot, const T* gradient,
+    const Samples<T, S>& samples, const typename Samples<T, S>::Slot& slot, const Next& next, const T* gradient,
     typename Samples<T, S>::Scalar* sums) {
   using C = Channels<T>;
   using Real = typename C::Real;
@@ -153,22 +155,26 @@ SPARSE_DETR_INLINE void add_to_cells(
     for (int c = 0; c < 4; ++c) {
       auto* cell = sums + slot.index[c * padded + s];
       const auto share = slot.share[c * padded + s];
+      next.ask(c * padded + s, units * C::width);
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) store(cell + v * lanes, load<Real>(cell + v * lanes) + given[v] * share);
     }
   }
 }
 
-template <class T, class S>
+template <class T, class S, class Next>
 SPARSE_DETR_INLINE void value_gradient_place(
-    const Samples<T, S>& samples, const typename Samples<T, S>::Slot& slot, const T* gradient,
+    const Samples<T, S>& samples, const typename Samples<T, S>::Slot& slot, const Next& next, const T* gradient,
     typename Samples<T, S>::Scalar* sums) {
   using C = Channels<T>;
   const int64_t channels = samples.p.channels;
   int64_t d = 0;
-  for (; d + 4 * C::width <= channels; d += 4 * C::width) add_to_cells<T, S, 4>(samples, slot, gradient + d, sums + d);
-  for (; d + 2 * C::width <= channels; d += 2 * C::width) add_to_cells<T, S, 2>(samples, slot, gradient + d, sums + d);
-  for (; d + C::width <= channels; d += C::width) add_to_cells<T, S, 1>(samples, slot, gradient + d, sums + d);
+  for (; d + 4 * C::width <= channels; d += 4 * C::width)
+    add_to_cells<T, S, 4>(samples, slot, next.from(d), gradient + d, sums + d);
+  for (; d + 2 * C::width <= channels; d += 2 * C::width)
+    add_to_cells<T, S, 2>(samples, slot, next.from(d), gradient + d, sums + d);
+  for (; d + C::width <= channels; d += C::width)
+    add_to_cells<T, S, 1>(samples, slot, next.from(d), gradient + d, sums + d);
   for (; d < channels; ++d)
     for (int64_t s = 0; s < samples.count; ++s)
       for (int c = 0; c < 4; ++c) {
@@ -221,9 +227,10 @@ void value_gradients_task(const Problem& p, int64_t threads, int64_t task, Scrat
       Samples<T, S> samples(p, p.heads * p.channels, scratch);
       T* sums = static_cast<T*>(p.value_gradient);
       const T* as_read = sums;
-      run_places<false, true>(samples, p.queries * heads, as_read, at, [&](const auto& slot, const Place& place) {
+      const int64_t places = p.queries * heads;
+      run_places<false, true>(samples, places, as_read, at, [&](const auto& slot, const Place& place, auto next) {
         T* head = sums + (place.image * p.tokens * p.heads + place.head) * p.channels;
-        value_gradient_place(samples, slot, given(place), head);
+        value_gradient_place(samples, slot, next, given(place), head);
       });
       return;
     }
@@ -232,8 +239,8 @@ void value_gradients_task(const Problem& p, int64_t threads, int64_t task, Scrat
   Scalar* sums = scratch.template take<Scalar>(held);
   memset(sums, 0, static_cast<size_t>(held) * sizeof(Scalar));
   const T* nothing = nullptr;
-  run_places<false, false>(samples, p.queries, nothing, at, [&](const auto& slot, const Place& place) {
-    value_gradient_place(samples, slot, given(place), sums);
+  run_places<false, false>(samples, p.queries, nothing, at, [&](const auto& slot, const Place& place, auto next) {
+    value_gradient_place(samples, slot, next, given(place), sums);
   });
   unpack<T>(p, image, first, sums);
 }

@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(128) backward_kernel(const __grid_constant__ L
   const int64_t first = group.row / launch.heads / launch.queries * launch.image_stride;
   const T* value = launch.value + first;
   const T* given = launch.output_gradient + group.row * launch.channels;
-  const bool to_value = launch.value_gradient != nullptr && group.active, to_samples = launch.position_gradient != nullptr;
+  const bool to_value = launch.value_gradient != nullptr && group.active;
+  const bool to_samples = launch.position_gradient != nullptr;
   float weighted = 0.f;
   for (int s = 0; s < samples; ++s) {
     const int4 cells = mine[s].cells;
@@ -60,7 +61,10 @@ __global__ void __launch_bounds__(128) backward_kernel(const __grid_constant__ L
     if (group.lane == s % group.lanes) {
       mine[s].gradient = weight;
       S* position = launch.position_gradient + 2 * (group.row * samples + s);
-      if (group.active) position[0] = from_float<S>(x * sample.x_scale), position[1] = from_float<S>(y * sample.y_scale);
+      if (group.active) {
+        position[0] = from_float<S>(x * sample.x_scale);
+        position[1] = from_float<S>(y * sample.y_scale);
+      }
     }
   }
   if (!to_samples || !group.active) return;

@@ -133,7 +133,8 @@ Gradients backward_cuda(
       });
     });
   }
-  if (!for_value || problem.value_type == Element::float32) return {for_value ? sums : to_value, to_positions, to_weights};
+  if (!for_value) return {to_value, to_positions, to_weights};
+  if (problem.value_type == Element::float32) return {sums, to_positions, to_weights};
   to_value = torch::stable::empty_like(value);
   if (value.numel() > 0)
     by_type(problem, [&](auto t, auto) {
