@@ -90,7 +90,7 @@ class BuildOp(build_ext):
             self._say_slower(error)
 
     def _say_slower(self, error: Exception) -> None:
-        where = "the op in plain torch, 10 to 20 times slower on a CPU"
+        where = "the op in plain torch, 5 to 15 times slower on a CPU"
         sys.stderr.write(f"\nWARNING: csrc/ was not compiled ({error}).\nWARNING: sparse-detr will run {where}.\n\n")
 
     def _build_cpu(self, ext: Extension) -> None:

@@ -78,7 +78,7 @@ SPARSE_DETR_INLINE void run_places(Samples<T, S>& samples, int64_t n, const T* b
     const Place following = at(i + 1 < n ? i + 1 : i);
     const auto& next = samples.slots[(i + 1) & 1];
     if (i + 1 < n) samples.template prepare<for_gradients>(next, following);
-    if (!prefetch && i + early < n) samples.prefetch_input(at(i + early));
+    if (!prefetch && i + early < n) samples.prefetch_rows(at(i + early));
     const int64_t head = prefetch ? following.image * samples.p.tokens * samples.p.heads + following.head : 0;
     const auto& slot = samples.slots[i & 1];
     body(slot, place, Ahead<T, S, prefetch>{(i + 1 < n ? next : slot).index, base + head * samples.p.channels});

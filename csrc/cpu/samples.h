@@ -111,6 +111,10 @@ class Samples {
   template <bool for_gradients>
   __attribute__((noinline)) void prepare(const Slot& slot, const Place& at) {
     const int64_t row = (at.image * p.queries + at.query) * p.heads + at.head;
+    // In registers: a vector's store could change a member, for all that the compiler knows.
+    const int64_t count = this->count, padded = this->padded;
+    int32_t* const index = slot.index;
+    Scalar* const share = slot.share;
     const S* position = static_cast<const S*>(p.positions) + row * count * 2;
     const S* logit = static_cast<const S*>(p.weights) + row * count;
     if (count != padded) {  // whole vectors would read past the end
@@ -129,25 +133,26 @@ class Samples {
       const Int rows = Lanes<Real>::load_index(row_ + s), start = Lanes<Real>::load_index(start_ + s);
       const Int top = g.y.low * rows + start, bottom = g.y.high * rows + start;
       const Int left = g.x.low * stride_, right = g.x.high * stride_;
-      Lanes<Real>::store_index(slot.index + s, top + left);
-      Lanes<Real>::store_index(slot.index + padded + s, top + right);
-      Lanes<Real>::store_index(slot.index + 2 * padded + s, bottom + left);
-      Lanes<Real>::store_index(slot.index + 3 * padded + s, bottom + right);
-      for (int c = 0; c < 4; ++c) store(slot.share + c * padded + s, shares.corner[c]);
+      Lanes<Real>::store_index(index + s, top + left);
+      Lanes<Real>::store_index(index + padded + s, top + right);
+      Lanes<Real>::store_index(index + 2 * padded + s, bottom + left);
+      Lanes<Real>::store_index(index + 3 * padded + s, bottom + right);
+      for (int c = 0; c < 4; ++c) store(share + c * padded + s, shares.corner[c]);
     }
   }
 
-  // Asks for what `prepare` and the gradients will read later: rows of one head lie far apart.
-  SPARSE_DETR_INLINE void prefetch_input(const Place& at) const {
+  // Asks for a place's rows in the tensors: those of one head lie far apart.
+  SPARSE_DETR_INLINE void prefetch_rows(const Place& at) const {
     const int64_t row = (at.image * p.queries + at.query) * p.heads + at.head;
-    const char* position = reinterpret_cast<const char*>(static_cast<const S*>(p.positions) + row * count * 2);
-    for (int64_t byte = 0; byte < 2 * count * static_cast<int64_t>(sizeof(S)); byte += 64)
-      __builtin_prefetch(position + byte);
-    __builtin_prefetch(static_cast<const S*>(p.weights) + row * count);
-    if (p.output_gradient == nullptr) return;
-    const char* gradient = reinterpret_cast<const char*>(static_cast<const T*>(p.output_gradient) + row * p.channels);
-    for (int64_t byte = 0; byte < p.channels * static_cast<int64_t>(sizeof(T)); byte += 64)
-      __builtin_prefetch(gradient + byte);
+    const int64_t samples = count * static_cast<int64_t>(sizeof(S));
+    const int64_t channels = p.channels * static_cast<int64_t>(sizeof(T));
+    prefetch_row<0>(p.positions, row, 2 * samples);
+    prefetch_row<0>(p.weights, row, samples);
+    prefetch_row<0>(p.output_gradient, row, channels);
+    // Stores go in order: one that misses holds up all that follow.
+    prefetch_row<1>(p.output, row, channels);
+    prefetch_row<1>(p.position_gradient, row, 2 * samples);
+    prefetch_row<1>(p.weight_gradient, row, samples);
   }
 
   Slot slots[2];
@@ -155,6 +160,13 @@ class Samples {
   const int64_t count, padded;
 
  private:
+  template <int to_write>
+  static SPARSE_DETR_INLINE void prefetch_row(const void* tensor, int64_t row, int64_t bytes) {
+    if (tensor == nullptr) return;
+    const char* const first = static_cast<const char*>(tensor) + row * bytes;
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(first + byte, to_write);
+  }
+
   static void copy(S* to, const S* from, int64_t count, int64_t padded, float rest) {
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];
     for (int64_t i = count; i < padded; ++i) to[i] = Channels<S>::narrow(rest);

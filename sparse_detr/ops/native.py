@@ -55,7 +55,7 @@ def native() -> Library:
     if wanted == "native":
         raise ConfigError(f"SPARSE_DETR_OP: native, but {problem}")
     # On a CPU the encoder is what a picture waits for: figures in docs/op.md.
-    warnings.warn(f"{problem}. Until then plain torch does it, 10 to 20 times slower.", RuntimeWarning, stacklevel=2)
+    warnings.warn(f"{problem}. Until then plain torch does it, 5 to 15 times slower.", RuntimeWarning, stacklevel=2)
     return Library(loaded=False, problems=(problem,))
 
 
