@@ -139,7 +139,7 @@ inline void take_gradient(const Tensor& gradient, const Tensor& value, Problem& 
   check_like("gradient", gradient, value, {p.images, p.queries, p.heads * p.channels});
   STD_TORCH_CHECK(
       gradient.scalar_type() == value.scalar_type(), "deformable_attention: gradient has ",
-      type_name(gradient.scalar_type()), ", value ", type_name(value.scalar_type()));
+      type_name(gradient.scalar_type()), ", value ", type_name(value.scalar_type()), "; give that type");
   p.output_gradient = gradient.const_data_ptr();
 }
 

@@ -23,6 +23,7 @@ from pipelines.train import train
 from pipelines.train_loop import TrainLoop
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.model.checkpoint import save_model
+from sparse_detr.ops.deformable_attention import self_test
 from tune.search_space import as_overrides
 
 
@@ -75,6 +76,7 @@ def run_trial(settings: Mapping[str, Any], task: TrialTask) -> None:
         return
     torch.set_num_threads(config.training.cpus_per_worker)
     device = "cuda" if config.training.use_gpu else "cpu"
+    self_test(device)
     with closing(child_of(task.parent, config.name, trial_id)) as tracker:
         tracker.params(field_values(to_dict(config)))
         hooks = TuneHooks(tracker, f"{config.output}/model")

@@ -9,6 +9,7 @@ same (zero padding, `align_corners=False`).
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -81,11 +82,15 @@ def location_step(references: Float[Tensor, "B Q L size"], shapes: Shapes, point
 
 
 def _sizes(like: Tensor, shapes: Shapes) -> Float[Tensor, "L 2"]:
-    """(width, height) of the levels; symbolic ones, of a compiled graph, stay symbolic."""
-    sizes = [size for height, width in shapes for size in (width, height)]
-    if torch.compiler.is_compiling() or any(isinstance(size, torch.SymInt) for size in sizes):
-        return torch.stack([like.new_full((), size) for size in sizes]).view(-1, 2)
-    return like.new_tensor(sizes).view(-1, 2)
+    """(width, height) of the levels."""
+    return _numbers(like, [size for height, width in shapes for size in (width, height)]).view(-1, 2)
+
+
+def _numbers(like: Tensor, numbers: list[int]) -> Float[Tensor, " N"]:
+    """As a tensor; symbolic ones, of a compiled graph, stay symbolic."""
+    if torch.compiler.is_compiling() or any(isinstance(number, torch.SymInt) for number in numbers):
+        return torch.stack([like.new_full((), number) for number in numbers])
+    return like.new_tensor(numbers)
 
 
 class _WeightedRows(torch.autograd.Function):
@@ -109,7 +114,7 @@ class _WeightedRows(torch.autograd.Function):
 
 
 def _table_gradient(gradient: Tensor, rows: Tensor, shares: Tensor, size: int) -> Tensor:
-    ordered, order = rows.flatten().int().sort()
+    ordered, order = rows.flatten().to(torch.int32 if size < 1 << 31 else torch.int64).sort()
     starts = torch.searchsorted(ordered, torch.arange(size, dtype=ordered.dtype, device=rows.device))
     users = order.div(rows.shape[1], rounding_mode="floor")
     return functional.embedding_bag(
@@ -129,8 +134,9 @@ def _bilinear(shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Int[T
     """Tokens of the four cells around every location and their shares, S = 4 x L x P; share 0 outside."""
     sizes = _sizes(locations, shapes)
     width, height = sizes[:, 0, None], sizes[:, 1, None]
-    areas = width * height
-    start = areas.cumsum(0) - areas
+    # Summed here: torch has no deterministic cumsum of floats on a GPU.
+    *starts, _ = accumulate((height * width for height, width in shapes), initial=0)
+    start = _numbers(locations, starts)[:, None]
     x, y = _to_cells(locations[..., 0], width), _to_cells(locations[..., 1], height)
     x0, y0 = x.detach().floor(), y.detach().floor()
     left, right = _shares(x, x0, width)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,42 +12,49 @@ from sparse_detr.ops import reference
 from sparse_detr.ops.deformable_attention import deformable_attention, fused_deformable_attention
 
 _SHAPES = ((5, 7), (3, 2))
+_CASES = ((9, 2), (21, 2), (21, 4))
+"""Queries, and numbers of a reference. The kernels for a CPU go another way where queries are few beside 41 tokens."""
 
 
-def largest_difference(device: torch.device) -> float:
-    """Largest difference of outputs and gradients of both forms, relative to the largest number of each."""
+def largest_difference(device: torch.device, dtype: torch.dtype) -> float:
+    """Largest difference of outputs and gradients, relative to the largest number of each; infinite where one is NaN.
+
+    Args:
+        device: of the op; plain torch runs on the CPU.
+        dtype: of value, offsets and logits; the unfused form takes locations and weights in float32.
+    """
+    return max(_difference(*pair) for case in _CASES for pair in _pairs(device, dtype, *case))
+
+
+def _pairs(device: torch.device, dtype: torch.dtype, queries: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Results of the op and of plain torch, fused and unfused."""
     generator = torch.Generator().manual_seed(0)
-    value = torch.randn(2, 41, 2, 32, generator=generator)
-    references = torch.rand(2, 9, 2, 2, generator=generator)
-    offsets = torch.randn(2, 9, 2, 2, 3, 2, generator=generator) * 2
-    logits = torch.randn(2, 9, 2, 2, 3, generator=generator)
-    locations = reference.locate(references, offsets, _SHAPES)
-    weights = logits.flatten(3).softmax(-1).view_as(logits)
-    direction = torch.randn(2, 9, 64, generator=generator)
-    found = [_results(device, torch.float32, direction, (value, offsets, logits), references)]
-    found.append(_results(device, torch.float32, direction, (value, locations, weights), None))
-    exact = [_results(None, torch.float64, direction, (value, offsets, logits), references)]
-    exact.append(_results(None, torch.float64, direction, (value, locations, weights), None))
-    pairs = [pair for ours, theirs in zip(found, exact, strict=True) for pair in zip(ours, theirs, strict=True)]
-    return max(float((a.cpu().double() - b).abs().max() / b.abs().max()) for a, b in pairs)
+    value = torch.randn(2, 41, 2, 32, generator=generator).to(dtype)
+    references = torch.rand(2, queries, 2, size, generator=generator)
+    offsets = (torch.randn(2, queries, 2, 2, 3, 2, generator=generator) * 2).to(dtype)
+    logits = torch.randn(2, queries, 2, 2, 3, generator=generator).to(dtype)
+    locations = reference.locate(references, offsets.float(), _SHAPES)
+    weights = logits.float().flatten(3).softmax(-1).view_as(logits)
+    direction = torch.randn(2, queries, 64, generator=generator).to(dtype)
+
+    def run(op: bool, fused: bool) -> list[Tensor]:
+        tensors = (value, offsets, logits) if fused else (value, locations, weights)
+        leaves = [(t.to(device) if op else t.double()).detach().requires_grad_() for t in tensors]
+        where = references.to(device) if op else references.double()
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            if fused:
+                form = fused_deformable_attention if op else reference.fused_deformable_attention
+                output = form(leaves[0], _SHAPES, where, leaves[1], leaves[2])
+            else:
+                plain = deformable_attention if op else reference.deformable_attention
+                output = plain(leaves[0], _SHAPES, leaves[1], leaves[2])
+            given = direction.to(output.device, output.dtype)
+            return [output.detach(), *torch.autograd.grad(output, leaves, given)]
+
+    for fused in (True, False):
+        yield from zip(run(True, fused), run(False, fused), strict=True)
 
 
-def _results(
-    device: torch.device | None,
-    dtype: torch.dtype,
-    direction: Tensor,
-    arguments: tuple[Tensor, Tensor, Tensor],
-    references: Tensor | None,
-) -> list[Tensor]:
-    """Output and gradients; of plain torch where no device is given."""
-    place = torch.device("cpu") if device is None else device
-    leaves = [tensor.to(place, dtype).requires_grad_() for tensor in arguments]
-    with torch.enable_grad(), torch.autocast(place.type, enabled=False):
-        if references is None:
-            unfused = reference.deformable_attention if device is None else deformable_attention
-            output = unfused(leaves[0], _SHAPES, leaves[1], leaves[2])
-        else:
-            fused = reference.fused_deformable_attention if device is None else fused_deformable_attention
-            output = fused(leaves[0], _SHAPES, references.to(place, dtype), leaves[1], leaves[2])
-        gradients = torch.autograd.grad(output, leaves, direction.to(place, dtype))
-    return [output.detach(), *gradients]
+def _difference(found: Tensor, exact: Tensor) -> float:
+    largest = float((found.cpu().double() - exact).abs().max() / exact.abs().max())
+    return math.inf if math.isnan(largest) else largest

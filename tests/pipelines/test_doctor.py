@@ -111,7 +111,7 @@ def test_a_package_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_op_with_wrong_results_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_test, "largest_difference", lambda device: 0.25)
+    monkeypatch.setattr(self_test, "largest_difference", lambda device, dtype: 0.25)
     finding = _by_name(examine({}))["machine/deformable attention"]
     assert finding.state == "broken"
     assert "differs from plain torch by 2.5e-01" in finding.value
