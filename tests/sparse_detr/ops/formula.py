@@ -1,5 +1,7 @@
 """The op written down from its formula, in float64 and with Python's loops: what the kernels are held against.
 
+Also inputs to compare on, and the comparison.
+
 Deformable DETR, equation 3, with bilinear sampling of cells whose centres are at (i + 0.5) / size; what lies outside a
 level is zero. Gradients come from autograd on plain indexing.
 """
@@ -7,11 +9,13 @@ level is zero. Gradients come from autograd on plain indexing.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# Largest difference allowed, relative to the largest number of the result, by the value's type.
+# Largest difference allowed, relative to the largest number of the result, by the result's type.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
@@ -70,3 +74,78 @@ def fused(
     exponentials = logits.exp()
     weights = exponentials / exponentials.sum(dim=(3, 4), keepdim=True)
     return attention(value, shapes, torch.stack(locations, dim=3), weights)
+
+
+# Places on an axis of a level, in cells, as (share of the size, shift): 0 is the centre of the first cell.
+PLACES = {
+    "first centre": (0.0, 0.0),
+    "last centre": (1.0, -1.0),
+    "first edge": (0.0, -0.5),
+    "last edge": (1.0, -0.5),
+    "one pixel before": (0.0, -1.0),
+    "one pixel after": (1.0, 0.0),
+    "location -1 / size": (0.0, -1.5),
+    "location 1 + 1 / size": (1.0, 0.5),
+    "inside": (0.5, -0.25),
+    "far before": (0.0, -1e30),
+    "far after": (0.0, 1e30),
+    "NaN": (0.0, math.nan),
+    "infinite": (0.0, math.inf),
+    "minus infinite": (0.0, -math.inf),
+}
+
+
+def make(case: dict[str, Any], dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+    """value, shapes, references, offsets, logits: numbers that `dtype` (references: float32) holds, in float64."""
+    generator = torch.Generator().manual_seed(case["seed"])
+    shapes, images, queries, heads = case["shapes"], case["images"], case["queries"], case["heads"]
+    axes = (images, queries, heads, len(shapes), case["points"])
+
+    def numbers(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator).to(dtype).double()
+
+    references = torch.rand(images, queries, len(shapes), 4 if case["box"] else 2, generator=generator).double()
+    tokens = sum(h * w for h, w in shapes)
+    return numbers(images, tokens, heads, case["channels"]), shapes, references, numbers(*axes, 2) * 2, numbers(*axes)
+
+
+def make_hostile(case: dict[str, Any], dtype: torch.dtype) -> tuple[Any, ...]:
+    """value, shapes, references, offsets, logits, locations: offsets and locations lead to the case's `places`.
+
+    Sizes and points have to be powers of two: then places are exact in every type, however they are computed.
+    """
+    value, shapes, references, offsets, logits = make(case, dtype)
+    generator = torch.Generator().manual_seed(case["seed"])
+    chosen = torch.tensor([PLACES[name] for name in case["places"]], dtype=torch.float64)
+    share, shift = chosen[torch.randint(len(chosen), offsets.shape, generator=generator)].unbind(-1)
+    sizes = torch.tensor([(width, height) for height, width in shapes], dtype=torch.float64)[:, None]
+    cells = share * sizes + shift
+    centres = torch.randint(9, references[..., :2].shape, generator=generator).double() / 8
+    extents = 0.5 ** torch.randint(3, centres.shape, generator=generator)
+    step = torch.ones_like(sizes)
+    if case["box"]:
+        step = extents[:, :, None, :, None] * sizes * 0.5 / case["points"]
+    references = torch.cat((centres, extents), dim=-1) if case["box"] else centres
+    offsets = (cells + 0.5 - centres[:, :, None, :, None] * sizes) / step
+    return value, shapes, references, offsets.to(dtype).double(), logits, (cells + 0.5) / sizes
+
+
+def agree(found: Tensor, exact: Tensor, least: float = 1e-3) -> None:
+    """Fails unless `found` equals `exact` within its type's tolerance of the largest number, of `least` if that is more."""
+    assert found.shape == exact.shape
+    scale = max(least, float(exact.detach().abs().max())) if exact.numel() else least
+    difference = float((found.detach().cpu().double() - exact.detach()).abs().max()) if exact.numel() else 0.0
+    assert difference <= TOLERANCES[found.dtype] * scale, f"{difference} of {scale} in {found.dtype}"
+
+
+def agree_with_gradients(output: Tensor, ours: Sequence[Tensor], exact: Tensor, theirs: Sequence[Tensor]) -> None:
+    """The same for an output and the gradients of its inputs, in a direction that the output's type holds."""
+    agree(output, exact)
+    if not exact.requires_grad:  # no queries: nothing depends on anything
+        return
+    direction = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype)
+    wanted = torch.autograd.grad(exact, theirs, direction.double(), allow_unused=True)
+    gradients = torch.autograd.grad(output, ours, direction.to(output.device))
+    for found, gradient, leaf in zip(gradients, wanted, theirs, strict=True):
+        # Sums of products of numbers around 1: where they come to nothing, what is left is rounding, also the formula's.
+        agree(found, torch.zeros_like(leaf) if gradient is None else gradient, least=0.1)
