@@ -74,4 +74,5 @@ cuda-sanitize: $(STAMP)
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/pytest -m gpu -k fused tests/sparse_detr/ops
 
 clean:
-	rm -rf runs build dist sparse_detr/lib .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@# The stamp too: the op is gone with sparse_detr/lib, and only an installation builds it.
+	rm -rf $(STAMP) runs build dist sparse_detr/lib .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -18,6 +18,7 @@ from pathlib import Path
 from pipelines.connections import Finding, connections
 from pipelines.ray_session import available_cpus
 
+_OP = "deformable attention"
 _SHM_BYTES = 1 << 30
 
 
@@ -129,26 +130,30 @@ def _gpu() -> Finding:
 
 def _op() -> Finding:
     """Which kernels run, how they were built, what does not match, and whether they compute what plain torch does."""
+    try:
+        value, problems = _kernels()
+    except ValueError as error:  # the import of the op reads SPARSE_DETR_OP, and loads it
+        remedy = "do what the message says, or reinstall sparse-detr"
+        return Finding(group="machine", name=_OP, value=str(error), state="broken", remedy=remedy)
+    if problems:
+        return Finding(group="machine", name=_OP, value=value, state="note", remedy="; ".join(problems))
+    return Finding(group="machine", name=_OP, value=value)
+
+
+def _kernels() -> tuple[str, list[str]]:
     import torch
 
     from sparse_detr.ops.deformable_attention import backend, self_test
     from sparse_detr.ops.native import instruction_set, native, native_cuda
 
-    group, name = "machine", "deformable attention"
     libraries = [native(), native_cuda()]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     kernels = ", ".join(f"{backend(device)} on {device}" for device in devices)
     vectors = f" ({instruction_set()})" if instruction_set() else ""
     build = "; ".join(library.build for library in libraries if library.build)
-    problems = [problem for library in libraries for problem in library.problems]
-    try:
-        differences = ", ".join(f"{self_test(device):.0e} on {device}" for device in devices)
-    except ValueError as error:
-        return Finding(group=group, name=name, value=str(error), state="broken", remedy="reinstall sparse-detr")
+    differences = ", ".join(f"{self_test(device):.0e} on {device}" for device in devices)
     value = f"{kernels}{vectors}{', built with ' + build if build else ''}; self-test passed ({differences})"
-    if problems:
-        return Finding(group=group, name=name, value=value, state="note", remedy="; ".join(problems))
-    return Finding(group=group, name=name, value=value)
+    return value, [problem for library in libraries for problem in library.problems]
 
 
 def _memory() -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -19,8 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sparse_detr", "pipelines", "tune")
 
 
-def _run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=240)
+def _run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -35,7 +38,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE", "setup.py", "MANIFEST.in"):
         shutil.copy(ROOT / name, folder / "source")
     build = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder)
-    _run(sys.executable, *build, folder / "source", cwd=folder)
+    # Without the CUDA part, which takes minutes where there is a toolkit.
+    _run(sys.executable, *build, folder / "source", cwd=folder, FORCE_CUDA="0")
     (found,) = folder.glob("*.whl")
     return found
 
@@ -79,3 +83,16 @@ def test_the_installed_command_runs_and_its_requirements_are_met(wheel: Path, tm
     shown = _run(environment / "bin" / "sparse-detr", "--help", cwd=tmp_path)
     assert all(re.search(rf"^  {verb}\b", shown, re.MULTILINE) for verb in ("demo", "train", "predict", "doctor"))
     assert "No broken requirements found." in _run(*pip, "check", cwd=tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_after_cleaning_the_op_is_built_again(tmp_path: Path) -> None:
+    """`make clean` removes the op; a stamp that stayed would say that all is installed."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    kept = [tmp_path / ".venv" / "bin" / "python", tmp_path / "sparse_detr" / "errors.py"]
+    removed = [tmp_path / ".venv" / ".installed", tmp_path / "sparse_detr" / "lib" / "_C.abi3.so"]
+    for path in kept + removed:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    _run("make", "clean", cwd=tmp_path)
+    assert [path.exists() for path in kept + removed] == [True, True, False, False]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +149,13 @@ def test_exit_code_and_json(
 def test_masking() -> None:
     assert masked("AKIAIOSFODNN7EXAMPLE") == "AKIA..."
     assert masked("short") == "***"
+
+
+@pytest.mark.parametrize(("variable", "value"), [("SPARSE_DETR_OP", "fastest"), ("SPARSE_DETR_OP_ISA", "avx1024")])
+def test_a_choice_of_kernels_that_is_none_is_a_finding(variable: str, value: str) -> None:
+    code = "from pipelines.doctor import examine; print([f for f in examine({}) if f.state == 'broken'])"
+    done = subprocess.run(
+        (sys.executable, "-c", code), capture_output=True, text=True, timeout=120, env={**os.environ, variable: value}
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{variable}: {value!r}" in done.stdout.replace('"', "'").replace("\\'", "'")
