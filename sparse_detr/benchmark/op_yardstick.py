@@ -129,8 +129,8 @@ def level_table(shapes: Shapes, device: torch.device) -> Tensor:
 
 
 def find_nvcc() -> str | None:
-    """nvcc of CUDA_HOME, or on the PATH."""
-    home = os.environ.get("CUDA_HOME")
+    """nvcc of CUDA_HOME or CUDA_PATH, or on the PATH."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return (shutil.which("nvcc", path=f"{home}/bin") if home else None) or shutil.which("nvcc")
 
 

@@ -46,8 +46,8 @@ def deformable_attention(
     rows = corners * heads + first.view(batch, 1, heads, 1)
     output: Tensor = _WeightedRows.apply(  # type: ignore[no-untyped-call]
         value.reshape(batch * tokens * heads, width),
-        rows.view(batch * queries * heads, -1),
-        shares.view(batch * queries * heads, -1).to(value.dtype),
+        rows.view(batch * queries * heads, rows.shape[-1]),
+        shares.view(batch * queries * heads, rows.shape[-1]).to(value.dtype),
     )
     return output.view(batch, queries, heads * width)
 

@@ -131,7 +131,7 @@ def make_hostile(case: dict[str, Any], dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 def agree(found: Tensor, exact: Tensor, least: float = 1e-3) -> None:
-    """Fails unless `found` equals `exact` within its type's tolerance of the largest number, of `least` if that is more."""
+    """Fails unless they are equal within the tolerance of the type of `found`, times the largest number or `least`."""
     assert found.shape == exact.shape
     scale = max(least, float(exact.detach().abs().max())) if exact.numel() else least
     difference = float((found.detach().cpu().double() - exact.detach()).abs().max()) if exact.numel() else 0.0
@@ -141,11 +141,11 @@ def agree(found: Tensor, exact: Tensor, least: float = 1e-3) -> None:
 def agree_with_gradients(output: Tensor, ours: Sequence[Tensor], exact: Tensor, theirs: Sequence[Tensor]) -> None:
     """The same for an output and the gradients of its inputs, in a direction that the output's type holds."""
     agree(output, exact)
-    if not exact.requires_grad:  # no queries: nothing depends on anything
-        return
     direction = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype)
-    wanted = torch.autograd.grad(exact, theirs, direction.double(), allow_unused=True)
+    wanted: Sequence[Tensor | None] = [None] * len(theirs)
+    if exact.requires_grad:  # otherwise there are no queries, and nothing depends on anything
+        wanted = torch.autograd.grad(exact, theirs, direction.double(), allow_unused=True)
     gradients = torch.autograd.grad(output, ours, direction.to(output.device))
     for found, gradient, leaf in zip(gradients, wanted, theirs, strict=True):
-        # Sums of products of numbers around 1: where they come to nothing, what is left is rounding, also the formula's.
+        # Sums of products of numbers around 1: where they come to nothing, rounding is left, of the formula too.
         agree(found, torch.zeros_like(leaf) if gradient is None else gradient, least=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparse_detr.errors import ConfigError
 from sparse_detr.ops import reference
 from sparse_detr.ops.deformable_attention import (
     backend,
@@ -18,7 +20,17 @@ from sparse_detr.ops.deformable_attention import (
 )
 from sparse_detr.ops.native import cuda_mismatches
 
-TOLERANCES = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+_spec = importlib.util.spec_from_file_location("formula", Path(__file__).with_name("formula.py"))
+assert _spec is not None
+assert _spec.loader is not None
+formula = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(formula)
+
+# Of the value, and of offsets and logits.
+TYPES = [
+    (torch.float32, torch.float32),
+    *((dtype, samples) for dtype in (torch.float16, torch.bfloat16) for samples in (torch.float32, dtype)),
+]
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here, or torch is a build without CUDA")
 
 
@@ -41,12 +53,6 @@ def tensors(seed: int, shapes: Any, axes: tuple[int, ...], channels: int, size: 
     ]
 
 
-def agree(found: Tensor, exact: Tensor, tolerance: float) -> None:
-    assert found.shape == exact.shape
-    if exact.numel():
-        assert (found.cpu().double() - exact).abs().max() <= tolerance * max(float(exact.abs().max()), 1e-3)
-
-
 CASES = [
     (((6, 8), (3, 4)), (2, 70, 4, 4), 32, 2),
     (((6, 8), (3, 4)), (2, 5, 4, 3), 32, 4),
@@ -60,33 +66,108 @@ CASES = [
 ]
 
 
+def leaves(tensors: list[Tensor], kinds: tuple[torch.dtype, ...]) -> tuple[list[Tensor], list[Tensor]]:
+    """On the GPU in those types, and the same numbers in float64 on the CPU."""
+    ours = [tensor.to("cuda", kind).requires_grad_() for tensor, kind in zip(tensors, kinds, strict=True)]
+    return ours, [leaf.detach().cpu().double().requires_grad_() for leaf in ours]
+
+
 @ON_GPU
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("types", TYPES)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("form", ["fused", "unfused"])
-def test_equals_plain_torch(form: str, case: Any, dtype: torch.dtype) -> None:
+def test_fused_equals_plain_torch(case: Any, types: tuple[torch.dtype, torch.dtype]) -> None:
     shapes, axes, channels, size = case
     value, references, *samples = tensors(3, shapes, axes, channels, size)
-    if form == "unfused":
-        samples = [samples[0] / 4 + 0.5, samples[1]]
-    # Rounded first, so that both sides compute with the same numbers.
-    samples = [sample.float().double() for sample in samples]
-    references = references.float().double()
-    ours = [value.to("cuda", dtype), *(sample.to("cuda", torch.float32) for sample in samples)]
-    ours = [leaf.requires_grad_() for leaf in ours]
-    theirs = [leaf.clone().requires_grad_() for leaf in (value, *samples)]
-    if form == "fused":
-        output = fused_deformable_attention(ours[0], shapes, references.to("cuda", torch.float32), ours[1], ours[2])
-        exact = reference.fused_deformable_attention(theirs[0], shapes, references, theirs[1], theirs[2])
-    else:
-        output = deformable_attention(ours[0], shapes, ours[1], ours[2])
-        exact = reference.deformable_attention(theirs[0], shapes, theirs[1], theirs[2])
-    agree(output.detach(), exact.detach(), TOLERANCES[dtype])
-    direction = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    wanted = torch.autograd.grad(exact, theirs, direction.double())
-    for found, gradient in zip(torch.autograd.grad(output, ours, direction.cuda()), wanted, strict=True):
-        agree(found, gradient, TOLERANCES[dtype])
+    ours, theirs = leaves([value, *samples], (types[0], types[1], types[1]))
+    output = fused_deformable_attention(ours[0], shapes, references.to("cuda", torch.float32), ours[1], ours[2])
+    plain = formula.fused if 0 in axes else reference.fused_deformable_attention  # the formula's loops take time
+    exact = plain(theirs[0], shapes, references, theirs[1], theirs[2])
+    formula.agree_with_gradients(output, ours, exact, theirs)
+
+
+@ON_GPU
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_unfused_equals_plain_torch(case: Any, dtype: torch.dtype) -> None:
+    shapes, axes, channels, size = case
+    value, _, offsets, logits = tensors(3, shapes, axes, channels, size)
+    ours, theirs = leaves([value, offsets / 4 + 0.5, logits], (dtype, torch.float32, torch.float32))
+    output = deformable_attention(ours[0], shapes, ours[1], ours[2])
+    plain = formula.attention if 0 in axes else reference.deformable_attention
+    exact = plain(theirs[0], shapes, theirs[1], theirs[2])
+    formula.agree_with_gradients(output, ours, exact, theirs)
+
+
+@ON_GPU
+@pytest.mark.gpu
+@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("size", [2, 4])
+def test_gradient_of_the_references(size: int, types: tuple[torch.dtype, torch.dtype]) -> None:
+    shapes = ((6, 8), (3, 4))
+    kinds = (types[0], torch.float32, types[1], types[1])
+    ours, theirs = leaves(tensors(5, shapes, (2, 7, 4, 4), 32, size), kinds)
+    output = fused_deformable_attention(ours[0], shapes, *ours[1:])
+    exact = reference.fused_deformable_attention(theirs[0], shapes, *theirs[1:])
+    formula.agree_with_gradients(output, ours, exact, theirs)
+
+
+@ON_GPU
+@pytest.mark.gpu
+@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("box", [False, True])
+def test_offsets_to_hostile_places(box: bool, types: tuple[torch.dtype, torch.dtype]) -> None:
+    case = {"shapes": ((4, 8), (1, 2), (1, 1)), "images": 2, "queries": 6, "heads": 2, "channels": 32, "points": 8}
+    case |= {"box": box, "seed": 4, "places": list(formula.PLACES)}
+    value, shapes, references, *samples, _ = formula.make_hostile(case, types[1])
+    ours, theirs = leaves([value, *samples], (types[0], types[1], types[1]))
+    output = fused_deformable_attention(ours[0], shapes, references.to("cuda", torch.float32), ours[1], ours[2])
+    exact = formula.fused(theirs[0], shapes, references, theirs[1], theirs[2])
+    formula.agree_with_gradients(output, ours, exact, theirs)
+
+
+@ON_GPU
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_lowers_the_value_alone(dtype: torch.dtype) -> None:
+    value, *rest = (t.float().cuda() for t in tensors(1, ((5, 4),), (1, 3, 2, 2), 32, 2))
+    with torch.autocast("cuda", dtype=dtype):
+        lowered = fused_deformable_attention(value.requires_grad_(), ((5, 4),), *rest)
+    assert lowered.dtype == dtype
+    assert torch.equal(lowered, fused_deformable_attention(value.to(dtype), ((5, 4),), *rest))
+    lowered.float().square().sum().backward()
+    assert value.grad is not None
+    assert value.grad.any()
+
+
+@ON_GPU
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("levels", "points", "message"),
+    [(16, 6, None), (1, 96, None), (1, 97, "1 levels of 97 points"), (17, 1, "17 levels of 1 points")],
+)
+def test_at_most_16_levels_and_96_samples(levels: int, points: int, message: str | None) -> None:
+    shapes = ((2, 3),) * levels
+    ours, theirs = leaves(tensors(2, shapes, (1, 3, 2, points), 32, 2), (torch.float32,) * 4)
+    if message is None:
+        output = fused_deformable_attention(ours[0], shapes, *ours[1:])
+        exact = reference.fused_deformable_attention(theirs[0], shapes, *theirs[1:])
+        formula.agree_with_gradients(output, ours, exact, theirs)
+        return
+    remedy = f"{message} on CUDA; give at most 16 levels and 96 samples, or set SPARSE_DETR_OP=reference"
+    with pytest.raises((RuntimeError, ConfigError), match=remedy):
+        fused_deformable_attention(ours[0], shapes, *ours[1:])
+
+
+@ON_GPU
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["references", "offsets", "logits"])
+def test_arguments_on_another_device(name: str) -> None:
+    value, *rest = (t.float().cuda() for t in tensors(1, ((5, 4),), (1, 3, 2, 2), 32, 2))
+    rest = [t.cpu() if label == name else t for label, t in zip(("references", "offsets", "logits"), rest, strict=True)]
+    with pytest.raises(RuntimeError, match=f"{name} is on another device than value; put both on one"):
+        torch.ops.sparse_detr.fused_deformable_attention(value, [5, 4], *rest)
 
 
 @ON_GPU
@@ -145,7 +226,14 @@ def test_self_test_on_the_gpu() -> None:
         ("CUDA 13.0 for sm_80", [(8, 6)], None),
         ("CUDA 13.0 for sm_80", [(9, 0)], "no code for sm_90"),
         ("CUDA 13.0 for sm_86", [(8, 0)], "no code for sm_80"),
-        ("CUDA 13.0 for sm_80 PTX", [(12, 0)], None),
+        ("CUDA 13.0 for sm_80 PTX_80", [(12, 0)], None),
+        ("CUDA 13.0 for sm_90 PTX_90", [(8, 0)], "no code for sm_80"),
+        ("CUDA 13.0 for sm_120 PTX_120", [(12, 0), (9, 0)], "no code for sm_90"),
+        ("CUDA 13.0 for sm_80 PTX", [(9, 0)], "no code for sm_90"),
+        ("CUDA 13.0 for sm_90a", [(9, 0)], None),
+        ("CUDA 13.0 for sm_100a PTX_100a", [(10, 3)], "no code for sm_103"),
+        ("CUDA 13.0 for sm_100f PTX_100f", [(10, 3)], None),
+        ("CUDA 13.0 for sm_100f PTX_100f", [(12, 0)], "no code for sm_120"),
         ("CUDA 12.8 for sm_90", [(9, 0)], "built with CUDA 12.8, torch with 13.0"),
     ],
 )

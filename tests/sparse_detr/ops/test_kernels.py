@@ -82,11 +82,12 @@ def test_unfused_equals_the_formula(isa: str, case: dict[str, Any], dtype: torch
     formula.agree_with_gradients(output, ours, formula.attention(theirs[0], shapes, theirs[1], theirs[2]), theirs)
 
 
+# 16 samples: whole vectors of each instruction set.
 @pytest.mark.parametrize("queries", [3, 40])  # few: read in place; many: from a copy of each head
 @pytest.mark.parametrize("types", FUSED_TYPES)
 def test_few_and_many_queries_equal_plain_torch(isa: str, queries: int, types: tuple[torch.dtype, torch.dtype]) -> None:
     dtype, sample_type = types
-    case = {"shapes": ((6, 8), (3, 4)), "images": 2, "queries": queries, "heads": 4, "channels": 32, "points": 4}
+    case = {"shapes": ((6, 8), (3, 4)), "images": 2, "queries": queries, "heads": 4, "channels": 32, "points": 8}
     value, shapes, references, offsets, logits = formula.make({**case, "box": False, "seed": 7}, dtype)
     ours = [value.to(dtype).requires_grad_(), *(leaf.to(sample_type).requires_grad_() for leaf in (offsets, logits))]
     theirs = [leaf.detach().double().requires_grad_() for leaf in ours]

@@ -89,3 +89,20 @@ def test_what_is_too_large_is_refused(tokens: int, heads: int, channels: int, sa
 def test_no_level_is_refused() -> None:
     with pytest.raises(ConfigError, match="shapes: no level"):
         deformable_attention(torch.empty(1, 0, 1, 8), (), torch.empty(1, 1, 1, 0, 1, 2), torch.empty(1, 1, 1, 0, 1))
+
+
+@pytest.mark.parametrize(("images", "queries"), [(2, 0), (0, 3), (0, 0)])
+def test_plain_torch_takes_no_queries_and_no_images(images: int, queries: int) -> None:
+    from sparse_detr.ops import reference
+
+    value = torch.randn(images, 12, 2, 8, requires_grad=True)
+    offsets = torch.randn(images, queries, 2, 1, 2, 2, requires_grad=True)
+    logits = torch.randn(images, queries, 2, 1, 2, requires_grad=True)
+    references = torch.rand(images, queries, 1, 2)
+    output = reference.fused_deformable_attention(value, ((3, 4),), references, offsets, logits)
+    assert output.shape == (images, queries, 16)
+    for leaf, gradient in zip(
+        (value, offsets, logits), torch.autograd.grad(output.sum(), (value, offsets, logits)), strict=True
+    ):
+        assert gradient.shape == leaf.shape
+        assert not gradient.any()
