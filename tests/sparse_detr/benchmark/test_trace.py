@@ -103,6 +103,7 @@ def test_sampling_maps_are_kept_only_where_asked_for() -> None:
     ids=["sparse", "dense", "objectness", "authors' mean", "two-stage", "one head", "learned", "DETR"],
 )
 def test_results_with_and_without_auxiliary_output_are_equal(config: ModelConfig) -> None:
+    torch.manual_seed(1)  # now and then weights give boxes that hardly differ, from which nothing could be told
     model = SparseDetr(config).double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
