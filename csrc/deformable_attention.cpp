@@ -3,7 +3,6 @@
 #include "cpu/instruction_sets.h"
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 
 namespace sparse_detr {
@@ -28,9 +27,7 @@ class InstructionSets {
   const CpuKernels& choose(const Problem& problem) const { return fitting(table_, used_, problem); }
 
  private:
-  InstructionSets() : count_(instruction_sets(table_)), used_(count_) {
-    if (const char* name = getenv("SPARSE_DETR_OP_ISA")) limit(name);
-  }
+  InstructionSets() : count_(instruction_sets(table_)), used_(count_) {}
   const CpuKernels* table_[3] = {};
   int count_;
   std::atomic<int> used_;

@@ -84,25 +84,29 @@ bool by_packs(const Problem& p, const void* row) {
   return p.channels % wide<T> == 0 && aligned(p.value) && aligned(row) && aligned(p.value_gradient);
 }
 
-// Both call `start(kernel, launch, grid)`.
+// All three call `start(kernel, launch, grid)`.
 template <class T, class S, class Start>
-void start_forward(const Problem& p, const Start& start) {
+void start_either(
+    const Problem& p, const void* row, size_t bytes_a_sample, void (*in_packs)(const Launch<T, S>),
+    void (*one_by_one)(const Launch<T, S>), const Start& start) {
   Launch<T, S> launch = launch_of<T, S>(p);
-  const bool packs = by_packs<T>(p, p.output);
-  const int64_t bytes = p.levels * p.points * static_cast<int64_t>(sizeof(ForwardSample));
+  const bool packs = by_packs<T>(p, row);
+  const int64_t bytes = p.levels * p.points * static_cast<int64_t>(bytes_a_sample);
   const Grid grid = grid_of(launch.groups, p.channels, packs ? wide<T> : 1, bytes);
   launch.lanes = grid.lanes;
-  start(packs ? forward_kernel<T, S, wide<T>> : forward_kernel<T, S, 1>, launch, grid);
+  start(packs ? in_packs : one_by_one, launch, grid);
+}
+
+template <class T, class S, class Start>
+void start_forward(const Problem& p, const Start& start) {
+  start_either<T, S>(
+      p, p.output, sizeof(ForwardSample), forward_kernel<T, S, wide<T>>, forward_kernel<T, S, 1>, start);
 }
 
 template <class T, class S, class Start>
 void start_backward(const Problem& p, const Start& start) {
-  Launch<T, S> launch = launch_of<T, S>(p);
-  const bool packs = by_packs<T>(p, p.output_gradient);
-  const int64_t bytes = p.levels * p.points * static_cast<int64_t>(sizeof(BackwardSample));
-  const Grid grid = grid_of(launch.groups, p.channels, packs ? wide<T> : 1, bytes);
-  launch.lanes = grid.lanes;
-  start(packs ? backward_kernel<T, S, wide<T>> : backward_kernel<T, S, 1>, launch, grid);
+  start_either<T, S>(
+      p, p.output_gradient, sizeof(BackwardSample), backward_kernel<T, S, wide<T>>, backward_kernel<T, S, 1>, start);
 }
 
 }  // namespace sparse_detr

@@ -28,6 +28,7 @@ from sparse_detr.benchmark.op_table import columns, header, legend, line
 from sparse_detr.errors import ConfigError, SparseDetrError
 from sparse_detr.ops.deformable_attention import backend
 from sparse_detr.ops.native import instruction_set, limit_instruction_set, native, native_cuda
+from sparse_detr.storage import locate
 
 __all__ = ["OpBenchConfig", "bench_verb", "main", "run_bench"]
 
@@ -59,7 +60,8 @@ def run_bench(config: OpBenchConfig, write: Say, progress: Say, workload: Worklo
             write(("\n" if rows and _case(rows[-1]) != _case(row) else "") + line(table, row))
             rows.append(row)
     if config.json:
-        _save(Path(config.json).resolve(), {"machine": described, **record(bench, rows)})
+        content = {"machine": described, **record(bench, rows)}
+        locate(Path(config.json)).write_bytes(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
     return rows
 
 
@@ -116,16 +118,6 @@ def record(bench: Bench, rows: Sequence[Timing]) -> dict[str, Any]:
         "left_out": dict(bench.field.left_out),
         "rows": [asdict(row) for row in rows],
     }
-
-
-def _save(target: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all: the file takes its name when it is complete."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def bench_verb(config: OpBenchConfig) -> int:

@@ -54,7 +54,7 @@ def native() -> Library:
         return Library(loaded=False)
     problem = _load("_C", "a C++ compiler")
     if problem is None:
-        _check_limit(os.environ.get("SPARSE_DETR_OP_ISA", ""))
+        _limit_as_chosen(os.environ.get("SPARSE_DETR_OP_ISA", ""))
         return Library(loaded=True, build=_text("_C", "sparse_detr_build"))
     if wanted == "native":
         raise ConfigError(f"SPARSE_DETR_OP: native, but {problem}")
@@ -126,8 +126,8 @@ def _limit(name: str) -> bool:
     return bool(ctypes.CDLL(str(_path("_C"))).sparse_detr_limit_instruction_set(name.encode()))
 
 
-def _check_limit(name: str) -> None:
-    """The library reads SPARSE_DETR_OP_ISA itself, and passes over what it does not know."""
+def _limit_as_chosen(name: str) -> None:
+    """Takes SPARSE_DETR_OP_ISA, or says why it cannot be had."""
     if not name or _limit(name):
         return
     if name not in _INSTRUCTION_SETS:

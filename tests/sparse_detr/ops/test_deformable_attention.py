@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparse_detr.errors import ConfigError
+from sparse_detr.ops import reference
 from sparse_detr.ops.deformable_attention import backend, deformable_attention
 
 SHAPES = ((6, 8), (3, 4))
@@ -146,3 +147,18 @@ def test_backend_is_named() -> None:
 def test_arguments_that_do_not_fit(change: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         deformable_attention(*change(*arguments()))
+
+
+@pytest.mark.parametrize(("images", "queries"), [(2, 0), (0, 3), (0, 0)])
+def test_plain_torch_takes_no_queries_and_no_images(images: int, queries: int) -> None:
+    value = torch.randn(images, 12, 2, 8, requires_grad=True)
+    offsets = torch.randn(images, queries, 2, 1, 2, 2, requires_grad=True)
+    logits = torch.randn(images, queries, 2, 1, 2, requires_grad=True)
+    references = torch.rand(images, queries, 1, 2)
+    output = reference.fused_deformable_attention(value, ((3, 4),), references, offsets, logits)
+    assert output.shape == (images, queries, 16)
+    for leaf, gradient in zip(
+        (value, offsets, logits), torch.autograd.grad(output.sum(), (value, offsets, logits)), strict=True
+    ):
+        assert gradient.shape == leaf.shape
+        assert not gradient.any()

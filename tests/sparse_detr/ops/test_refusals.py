@@ -165,3 +165,37 @@ def test_arguments_on_another_device(position: int) -> None:
     name = ("references", "offsets", "logits")[position - 2]
     with pytest.raises((RuntimeError, ConfigError), match=f"{name}: on meta, value on cpu; put both on one device"):
         fused_deformable_attention(value, ((3, 4), (2, 2)), *rest)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_gradient_of_a_gradient_is_refused(fused: bool) -> None:
+    value = torch.randn(1, 12, 2, 8, requires_grad=True)
+    places, weights = torch.rand(1, 3, 2, 1, 2, 2, requires_grad=True), torch.rand(1, 3, 2, 1, 2, requires_grad=True)
+    references = torch.rand(1, 3, 1, 2)
+    if fused:
+        output = fused_deformable_attention(value, ((3, 4),), references, places, weights)
+    else:
+        output = deformable_attention(value, ((3, 4),), places, weights)
+    gradients = torch.autograd.grad(output.square().sum(), (value, places, weights), create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(torch.stack([gradient.square().sum() for gradient in gradients]).sum(), value)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "heads", "channels", "samples", "message"),
+    [
+        (1 << 24, 1, 1, 1, r"value: 16777216 x 1 x 1 .* fewer than 2\^24 tokens"),
+        (1 << 16, 1 << 8, 1 << 8, 1, r"value: 65536 x 256 x 256 .* 2\^31 numbers"),
+        (4, 1, 8, 4097, "1 levels of 4097 points; give at most 4096 samples"),
+    ],
+)
+def test_what_is_too_large_is_refused(tokens: int, heads: int, channels: int, samples: int, message: str) -> None:
+    value = torch.empty(0, tokens, heads, channels)
+    places, weights = torch.empty(0, 1, heads, 1, samples, 2), torch.empty(0, 1, heads, 1, samples)
+    with pytest.raises(ConfigError, match=message):
+        deformable_attention(value, ((tokens, 1),), places, weights)
+
+
+def test_no_level_is_refused() -> None:
+    with pytest.raises(ConfigError, match="shapes: no level"):
+        deformable_attention(torch.empty(1, 0, 1, 8), (), torch.empty(1, 1, 1, 0, 1, 2), torch.empty(1, 1, 1, 0, 1))
