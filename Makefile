@@ -70,7 +70,7 @@ emulate: $(STAMP)
 
 # The CUDA kernels under compute-sanitizer; needs a GPU.
 cuda-sanitize: $(STAMP)
-	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/pytest -m gpu tests/sparse_detr/ops tests/sparse_detr/benchmark
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/pytest -m gpu tests/sparse_detr/ops tests/pipelines/bench/op
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/pytest -m gpu -k fused tests/sparse_detr/ops
 
 clean:

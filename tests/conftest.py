@@ -12,10 +12,10 @@ import pytest
 
 if TYPE_CHECKING:
     # Our packages are imported inside the fixtures: this file is read before jaxtyping's import hook is in place.
-    from pipelines.config import RunConfig
-    from pipelines.local_services import LocalS3
-    from pipelines.ray_session import RaySession
-    from sparse_detr.storage import Location
+    from pipelines.cluster.session import RaySession
+    from pipelines.recipes.config import RunConfig
+    from pipelines.services.s3_server import LocalS3
+    from sparse_detr.storage.location import Location
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
     """A running S3 server with the bucket `tests`; the AWS environment of the whole session points to it."""
-    from pipelines.local_services import local_s3
+    from pipelines.services.s3_server import local_s3
 
     with local_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment().items():
@@ -44,7 +44,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
 @pytest.fixture
 def store(s3: LocalS3, request: pytest.FixtureRequest) -> Location:
     """An empty prefix of the session's S3 server for one test."""
-    from sparse_detr.storage import locate
+    from sparse_detr.storage.location import locate
 
     return locate(f"s3://tests/{re.sub('[^A-Za-z0-9_-]', '-', request.node.name)}-{uuid.uuid4().hex[:8]}")
 
@@ -61,7 +61,7 @@ def ray_cluster(s3: LocalS3) -> Iterator[RaySession]:
 
     Four logical CPUs whatever the machine has, so that nothing waits for room.
     """
-    from pipelines.ray_session import ray_session
+    from pipelines.cluster.session import ray_session
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -73,7 +73,7 @@ def ray_cluster(s3: LocalS3) -> Iterator[RaySession]:
 def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few generated 64x64 pictures: `train.json`, `train/` (24) and `val.json`, `val/` (8)."""
     from sparse_detr.data.shapes import ShapesConfig, write_shapes
-    from sparse_detr.storage import locate
+    from sparse_detr.storage.location import locate
 
     folder = tmp_path_factory.mktemp("shapes")
     write_shapes(locate(folder), ShapesConfig(size=64, max_objects=3, min_side=0.25), {"train": 24, "val": 8})
@@ -83,8 +83,8 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quick_run(shapes_folder: Path, tmp_path: Path) -> RunConfig:
     """The recipe `tiny` on those pictures, smaller still: a step takes a fraction of a second."""
-    from pipelines.config import override
-    from pipelines.recipes import get_recipe
+    from pipelines.recipes.override import override
+    from pipelines.recipes.registry import get_recipe
 
     changes = {
         "data.train_annotations": str(shapes_folder / "train.json"),

@@ -49,7 +49,7 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     files = {path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*")
              if path.is_file() and path.suffix not in (".pyc", ".so")}  # fmt: skip
     files.add("sparse_detr/lib/_C.abi3.so")
-    assert {"pipelines/report.html.jinja", *(f"{name}/py.typed" for name in PACKAGES)} <= files
+    assert {"pipelines/demo/report.html.jinja", *(f"{name}/py.typed" for name in PACKAGES)} <= files
     assert re.search(r"-cp311-abi3-\w+\.whl$", wheel.name)
     assert {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == files
 

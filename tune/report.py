@@ -9,8 +9,8 @@ from typing import Any
 
 import ray.tune
 
-from pipelines.tracking import Tracker
-from sparse_detr.storage import Location
+from pipelines.tracking.tracker import Tracker
+from sparse_detr.storage.location import Location
 
 REPORT_FILE = "sweep.json"
 

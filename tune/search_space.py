@@ -63,5 +63,5 @@ class SearchSpace:
 
 
 def as_overrides(params: Mapping[str, float]) -> dict[str, float]:
-    """Parameters of a trial as changes for `pipelines.config.override`."""
+    """Parameters of a trial as changes for `pipelines.recipes.override.override`."""
     return {FIELDS[name]: float(value) for name, value in params.items()}

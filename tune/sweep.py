@@ -3,56 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import ray
 import ray.tune
 import ray.tune.search.optuna
 
-from pipelines.config import RunConfig
-from pipelines.connections import DriverAccess
-from pipelines.ray_session import prepare_environment
-from pipelines.run_data import check_data
-from pipelines.run_parts import absolute, with_classes
-from pipelines.run_start import OnStart, RunStart
-from pipelines.run_tracking import address, open_tracker
+from pipelines.cluster.access import DriverAccess
+from pipelines.cluster.resources import cluster_resources, fitting_trials, trial_resources
+from pipelines.cluster.session import prepare_environment
+from pipelines.recipes.config import RunConfig
+from pipelines.recipes.paths import absolute
+from pipelines.tracking.training_run import address, open_tracker
+from pipelines.train.engine.build import with_classes
+from pipelines.train.preflight import OnStart, RunStart, check_data
 from sparse_detr.config_dict import to_dict
-from sparse_detr.errors import ConfigError, OutputExistsError, SparseDetrError, require
-from sparse_detr.storage import Location, check_access, locate
+from sparse_detr.errors import OutputExistsError, SparseDetrError, require
+from sparse_detr.storage.location import Location, check_access, locate
+from tune.config import SweepConfig
 from tune.progress import OnSweepProgress, SweepCallback
 from tune.report import SweepResult, collect, write_report
 from tune.search_space import Params, SearchSpace
 from tune.trial import TrialTask, run_trial
 
-DRIVER_CPUS = 0.01
-"""What a trial itself takes when its workers are Ray Train's; Tune refuses 0."""
 METRIC = "ap"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepConfig:
-    """A sweep as the command line sees it."""
-
-    run: RunConfig
-    """What every trial does, but for its own parameters. Set `run.training.init_model` to fine-tune a trained model,
-    `run.training.epochs` and `run.data.train_limit` to keep trials short."""
-    space: SearchSpace = field(default_factory=SearchSpace)
-    """What is varied."""
-    trials: int = 4
-    """How many trainings."""
-    method: Literal["grid", "optuna"] = "grid"
-    """`grid` walks through the combinations, `optuna` draws from them by what earlier trials found."""
-    concurrent: int = 2
-    """Trials at the same time; fewer where the cluster has no room."""
-
-    def __post_init__(self) -> None:
-        require(self.method in ("grid", "optuna"), f"method: {self.method!r} is not known; choose grid or optuna")
-        for name in ("trials", "concurrent"):
-            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}; give at least 1")
-        if self.method == "grid":
-            self.space.grid(self.trials)
 
 
 def sweep(
@@ -81,7 +56,7 @@ def sweep(
     check_access(output)
     start = RunStart(data=check_data(run))
     run = with_classes(run, start.data.classes)
-    room = fitting_trials(run, _cluster())
+    room = fitting_trials(run, cluster_resources())
     _claim(output, run)
     if on_start is not None:
         on_start(start)
@@ -95,38 +70,6 @@ def sweep(
     if result.best is None:
         raise SparseDetrError(f"sweep: all {len(result.trials)} trials broke; the first: {result.trials[0].error}")
     return result
-
-
-def _cluster() -> dict[str, float]:
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
-
-
-def trial_resources(run: RunConfig) -> dict[str, float]:
-    """What Tune reserves for a trial itself: everything where it trains in its own process, next to nothing where
-    Ray Train reserves the workers."""
-    if run.training.workers > 1:
-        return {"CPU": DRIVER_CPUS}
-    return {"CPU": float(run.training.cpus_per_worker)} | ({"GPU": 1.0} if run.training.use_gpu else {})
-
-
-def fitting_trials(run: RunConfig, cluster: Mapping[str, float]) -> int:
-    """How many trials the cluster holds at once. More would wait for each other's workers for ever.
-
-    Raises:
-        ConfigError: not even one.
-    """
-    training = run.training
-    needs = {"CPU": float(training.workers * training.cpus_per_worker) + (DRIVER_CPUS if training.workers > 1 else 0)}
-    if training.use_gpu:
-        needs["GPU"] = float(training.workers)
-    for kind, need in needs.items():
-        if need > cluster.get(kind, 0):
-            raise ConfigError(
-                f"run.training.workers: one trial takes {need:g} {kind}s, the cluster has {cluster.get(kind, 0):g}; "
-                "lower run.training.workers or run.training.cpus_per_worker, or connect to a larger cluster"
-            )
-    return min(int(cluster[kind] // need) for kind, need in needs.items())
 
 
 def _claim(output: Location, run: RunConfig) -> None:

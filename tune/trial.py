@@ -13,17 +13,18 @@ from typing import Any
 import ray.tune
 import torch
 
-from pipelines.config import RunConfig, field_values, override
-from pipelines.connections import DriverAccess
-from pipelines.progress import StepProgress
-from pipelines.run_parts import build_loop
-from pipelines.run_tracking import child_of, closing
-from pipelines.tracking import Tracker
-from pipelines.train import train
-from pipelines.train_loop import TrainLoop
+from pipelines.cluster.access import DriverAccess
+from pipelines.recipes.config import RunConfig
+from pipelines.recipes.override import field_values, override
+from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.training_run import child_of, closing
+from pipelines.train.engine.build import build_loop
+from pipelines.train.engine.loop import TrainLoop
+from pipelines.train.engine.progress import StepProgress
+from pipelines.train.run import train
 from sparse_detr.config_dict import from_dict, to_dict
-from sparse_detr.model.checkpoint import save_model
-from sparse_detr.ops.deformable_attention import self_test
+from sparse_detr.ops.self_check import self_test
+from sparse_detr.weights.model_folder import save_model
 from tune.search_space import as_overrides
 
 

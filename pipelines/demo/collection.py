@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipelines.demo.config import DemoConfig
 from sparse_detr.data.shapes import ShapesConfig, generate_shapes, write_shapes
-from sparse_detr.storage import Location, locate
+from sparse_detr.storage.location import Location, locate
 
 IMAGE_SIZE = 128
 

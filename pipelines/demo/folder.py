@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sparse_detr.errors import OutputExistsError
-from sparse_detr.storage import Location
+from sparse_detr.storage.location import Location
 
 MARK = ".sparse-detr-demo"
 

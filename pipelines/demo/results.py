@@ -8,17 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.config import RunConfig
+from pipelines.cluster.session import available_cpus
 from pipelines.demo.collection import IMAGE_SIZE, DemoData
 from pipelines.demo.config import DemoConfig
+from pipelines.demo.report import BrokenImage, Example, RatioPoint, Report, Step, Throughput, Trial, duration
+from pipelines.demo.report import Place as ReportPlace
 from pipelines.predict.run import PredictResult
-from pipelines.ray_session import available_cpus
-from pipelines.redaction import without_secrets
-from pipelines.report import BrokenImage, Example, RatioPoint, Report, Step, Throughput, Trial, duration
-from pipelines.report import Place as ReportPlace
-from pipelines.train import TrainResult
-from sparse_detr.storage import Location
-from tune.report import SweepResult
+from pipelines.recipes.config import RunConfig
+from pipelines.train.run import TrainResult
+from sparse_detr.redaction import without_secrets
+from sparse_detr.storage.location import Location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +30,15 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepChapter:
+    """What the demo shows of its sweep, which it does not run itself."""
+
+    best: Mapping[str, object]
+    """The best trial: id, params, ap, ap50."""
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chapters:
     """What the steps found."""
 
@@ -38,7 +46,7 @@ class Chapters:
     run: RunConfig
     """The training run."""
     trained: TrainResult
-    swept: SweepResult
+    swept: SweepChapter
     found: PredictResult
     ratios: tuple[RatioPoint, ...]
     examples: tuple[Example, ...]
@@ -65,7 +73,7 @@ def make_summary(place: Place, chapters: Chapters, steps: tuple[Step, ...], tota
             {"keep_ratio": point.keep_ratio, "ap": point.ap, "ap50": point.ap50, "milliseconds": point.milliseconds}
             for point in chapters.ratios
         ],
-        "best_trial": _best_trial(chapters.swept),
+        "best_trial": chapters.swept.best,
         "uris": {
             "store": place.store.uri,
             "model": chapters.trained.checkpoint,
@@ -99,32 +107,13 @@ def make_report(config: DemoConfig, place: Place, chapters: Chapters, steps: tup
         history=tuple(trained.history),
         keep_ratio=chapters.run.model.keep_ratio,
         ratios=chapters.ratios,
-        trials=_trials(chapters.swept),
+        trials=chapters.swept.trials,
         examples=chapters.examples,
         throughput=_throughput(chapters),
         broken=tuple(BrokenImage(uri=row.uri, stage=row.stage, message=row.message) for row in found.error_rows),
         places=_places(place, chapters),
         commands=_commands(place),
     )
-
-
-def _best_trial(swept: SweepResult) -> Mapping[str, object]:
-    best = swept.best
-    assert best is not None, "sweep raises where no trial came through"
-    return {"id": best.id, "params": dict(best.params), "ap": best.metrics["ap"], "ap50": best.metrics["ap50"]}
-
-
-def _trials(swept: SweepResult) -> tuple[Trial, ...]:
-    return tuple(
-        Trial(name=_trial_name(trial.id), params=trial.params, metrics=trial.metrics, best=trial is swept.best)
-        for trial in swept.trials
-    )
-
-
-def _trial_name(trial_id: str) -> str:
-    """Tune's `6c7c0_00001` is the second trial."""
-    number = trial_id.rpartition("_")[2]
-    return f"trial {int(number) + 1}" if number.isdigit() else trial_id
 
 
 def _throughput(chapters: Chapters) -> tuple[Throughput, ...]:

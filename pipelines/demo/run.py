@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,20 @@ from types import FrameType
 
 from rich.console import Console
 
-from pipelines.console import values_table
+from pipelines.cli.console import values_table
+from pipelines.cluster.session import ray_session
 from pipelines.demo import story
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.folder import claim_prefix, claimed_folder
-from pipelines.demo.results import Chapters, Place
+from pipelines.demo.report import duration
+from pipelines.demo.results import Chapters, Place, SweepChapter
 from pipelines.demo.steps import Steps
-from pipelines.local_services import local_s3
-from pipelines.ray_session import ray_session
-from pipelines.report import duration
+from pipelines.recipes.config import RunConfig
+from pipelines.services.s3_server import local_s3
+from pipelines.tracking.tracker import Tracker
+from pipelines.train.run import TrainResult
 from sparse_detr.errors import ConfigError
-from sparse_detr.storage import Location, check_access, locate
+from sparse_detr.storage.location import Location, check_access, locate
 
 _LOCAL_BUCKET = "sparse-detr"
 
@@ -37,7 +40,11 @@ class DemoResult:
     summary: Mapping[str, object]
 
 
-def run_demo(config: DemoConfig, console: Console) -> DemoResult:
+RunSweep = Callable[[DemoConfig, RunConfig, TrainResult, Tracker, Steps], SweepChapter]
+"""The demo's sweep: from the training run and its result. `tune` is above this package, and hands it over."""
+
+
+def run_demo(config: DemoConfig, console: Console, run_sweep: RunSweep) -> DemoResult:
     """Run the main job from nothing to detections; everything that it started has ended when it returns or raises.
 
     Raises:
@@ -62,7 +69,7 @@ def run_demo(config: DemoConfig, console: Console) -> DemoResult:
         data = story.make_data(config, place, steps)
         run = story.training_run(config, place, data)
         trained = story.run_training(run, tracker, steps)
-        swept = story.run_sweep(config, run, trained, tracker, steps)
+        swept = run_sweep(config, run, trained, tracker, steps)
         found = story.run_inference(config, place, data, trained, tracker, steps)
         ratios, examples = story.inspect_model(config, run, trained, tracker, steps)
         chapters = Chapters(

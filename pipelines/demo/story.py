@@ -11,27 +11,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.config import RunConfig
 from pipelines.demo.collection import DemoData, upload
 from pipelines.demo.config import DemoConfig
-from pipelines.demo.inspect import Inspection
+from pipelines.demo.examples import Inspection
+from pipelines.demo.report import Example, RatioPoint, Step, write_report
 from pipelines.demo.results import Chapters, Place, make_report, make_summary
 from pipelines.demo.steps import Bar, Steps
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.run import PredictResult, predict
-from pipelines.progress import StepProgress
-from pipelines.recipes import get_recipe
-from pipelines.report import Example, RatioPoint, Step, write_report
-from pipelines.run_tracking import closing
-from pipelines.tracking import Tracker, open_run
-from pipelines.train import TrainResult, train
-from sparse_detr.model.checkpoint import load_model
-from sparse_detr.storage import locate
+from pipelines.recipes.config import RunConfig
+from pipelines.recipes.registry import get_recipe
+from pipelines.tracking.tracker import Tracker, open_run
+from pipelines.tracking.training_run import closing
+from pipelines.train.engine.progress import StepProgress
+from pipelines.train.run import TrainResult, train
+from sparse_detr.detector import SparseDetr
+from sparse_detr.storage.location import locate
 from sparse_detr.visualize import panel
-from tune.progress import SweepProgress
-from tune.report import SweepResult
-from tune.search_space import SearchSpace
-from tune.sweep import SweepConfig, sweep
 
 EXPERIMENT = "sparse-detr-demo"
 EXAMPLES = 4
@@ -91,45 +87,6 @@ def run_training(run: RunConfig, tracker: Tracker, steps: Steps) -> TrainResult:
     return result
 
 
-def run_sweep(config: DemoConfig, run: RunConfig, trained: TrainResult, tracker: Tracker, steps: Steps) -> SweepResult:
-    """Ray Tune: short trainings that start from the trained model."""
-    with steps.step("Sweep") as bar:
-
-        def show(progress: SweepProgress) -> None:
-            note = f"{progress.finished} of {progress.trials} trials complete"
-            bar.move(progress.epochs_done, progress.epochs, note)
-
-        result = sweep(sweep_config(config, run, trained), on_progress=show, parent_run_id=tracker.run_id)
-        best = result.best
-        assert best is not None, "sweep raises where no trial came through"
-        shown = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in best.params.items())
-        bar.note = f"{len(result.trials)} trials; best: {shown}, AP {best.metrics['ap']:.3f}"
-    return result
-
-
-def sweep_config(config: DemoConfig, run: RunConfig, trained: TrainResult) -> SweepConfig:
-    """Trials of one worker each, from the trained model, on a part of the images."""
-    place = run.output.rpartition("/")[0]
-    return SweepConfig(
-        run=replace(
-            run,
-            name="keep ratio and encoder loss",
-            data=replace(run.data, train_limit=config.trial_images),
-            optimizer=replace(run.optimizer, lr=run.optimizer.lr / 4, backbone_lr=run.optimizer.backbone_lr / 4),
-            training=replace(
-                run.training,
-                epochs=config.trial_epochs,
-                evaluate_every=config.trial_epochs,
-                workers=1,
-                init_model=trained.checkpoint,
-            ),
-            output=f"{place}/sweep",
-        ),
-        space=SearchSpace(),
-        trials=config.trials,
-    )
-
-
 def inference_config(config: DemoConfig, place: Place, data: DemoData, trained: TrainResult) -> PredictConfig:
     """Detection at the model's own image size. Broken images never stop it: in a small collection they are many."""
     return PredictConfig(
@@ -164,7 +121,7 @@ def inspect_model(
     """Precision at several keep ratios without training again, and pictures of what the model sees."""
     with steps.step("Keep ratios, pictures") as bar:
         data = run.data
-        model = load_model(trained.checkpoint)
+        model = SparseDetr.from_pretrained(trained.checkpoint)
         inspection = Inspection(model, data.val_annotations, data.val_images, side=data.short_side)
         points = inspection.ratios((*config.ratios, run.model.keep_ratio), bar.move)
         examples = tuple(inspection.examples(EXAMPLES))

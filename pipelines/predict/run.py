@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipelines.predict.config import DetectionConfig, PredictConfig
-from pipelines.predict.fingerprint import (
-    SUCCESS_FILE,
-    Fingerprint,
-    check_output,
-    claim_output,
-    model_sha256,
-    write_json,
-)
-from pipelines.predict.manifest import Manifest, build_manifest
-from pipelines.predict.predictor import Predictor
-from pipelines.predict.sinks import write_block, write_coco_results
-from pipelines.predict.workers import Rows, Work, plan_pool, stream
-from pipelines.ray_session import ray_session
-from sparse_detr.errors import ConfigError, ErrorBudgetError
-from sparse_detr.model.checkpoint import load_model
-from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.storage import Location, check_access, locate
-
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
-
-_SHOWN = 20
-_SUMMARY = pa.schema([("images", pa.int64()), ("detections", pa.int64()), ("errors", pa.int64()), ("sample", pa.list_(
-    pa.struct([(name, pa.string()) for name in ("uri", "stage", "type", "message")])))])  # fmt: skip
-"""What a worker tells the driver of a block that it has written."""
+from pipelines.cluster.session import ray_session
+from pipelines.detect.load import load_checked
+from pipelines.detect.manifest import Manifest, build_manifest
+from pipelines.detect.workers import Progress, Rows, Work, plan_pool, stream
+from pipelines.predict.config import PredictConfig
+from pipelines.predict.fingerprint import Fingerprint, model_sha256
+from pipelines.predict.output import SUCCESS_FILE, check_output, claim_output, write_json
+from pipelines.predict.parquet import _SHOWN, ParquetSink, write_coco_results
+from sparse_detr.detector import SparseDetr
+from sparse_detr.errors import ErrorBudgetError
+from sparse_detr.storage.location import Location, check_access, locate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,25 +68,6 @@ class _Tally:
             self.sample += [ErrorRow(**error) for error in row["sample"][: _SHOWN - len(self.sample)]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParquetSink:
-    """Writes each block's rows as a file and returns their summary, so that boxes never pass through the driver."""
-
-    output: str
-
-    def __call__(self, first: int, rows: pa.Table) -> pa.Table:
-        """Write one block."""
-        write_block(locate(self.output), first, rows)
-        failed = rows.filter(pc.is_valid(rows.column("error")))
-        summary = {
-            "images": rows.num_rows,
-            "detections": pc.sum(pc.list_value_length(rows.column("detections"))).as_py() or 0,
-            "errors": failed.num_rows,
-            "sample": [{"uri": row["uri"], **row["error"]} for row in failed.slice(0, _SHOWN).to_pylist()],
-        }
-        return pa.Table.from_pylist([summary], schema=_SUMMARY)
-
-
 def predict(config: PredictConfig, *, on_progress: Progress | None = None) -> PredictResult:
     """Detect objects in a collection of images and write one row an image.
 
@@ -141,32 +105,6 @@ def predict(config: PredictConfig, *, on_progress: Progress | None = None) -> Pr
     if config.coco_results:
         write_coco_results(output)
     return _finish(output, fingerprint, tally, time.monotonic() - started)
-
-
-def load_checked(config: DetectionConfig) -> SparseDetr:
-    """Load the model here and run it once, so that what cannot work is said before workers start.
-
-    Raises:
-        CheckpointError: the folder holds no model, or a damaged one.
-        StorageError: it cannot be reached.
-        ConfigError: the model cannot run at this keep ratio or size.
-    """
-    location = locate(config.model)
-    check_access(location)
-    model = load_model(location.uri)
-    if model.classes is not None and len(model.classes) != model.config.num_classes:
-        raise ConfigError(
-            f"model: {location.uri} gives {model.config.num_classes} scores a box but names {len(model.classes)} "
-            "classes; correct config.json"
-        )
-    below = [f"{ratio:g}" for ratio in config.ratios if ratio is not None and ratio < 1.0]
-    if below and not model.config.sparse:
-        raise ConfigError(
-            f"keep_ratio: {', '.join(below)}, but {location.uri} was built dense (keep_ratio=1) and has no scoring "
-            "network; leave keep_ratio out, or use a model trained with one below 1"
-        )
-    Predictor(model, config).check()
-    return model
 
 
 def _fingerprint(config: PredictConfig, model: SparseDetr) -> Fingerprint:

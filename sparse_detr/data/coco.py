@@ -17,7 +17,7 @@ import numpy as np
 from sparse_detr.data.coco_index import CocoImage, CocoIndex, DroppedBox, verify_images, write_coco
 from sparse_detr.errors import AnnotationError
 from sparse_detr.records import Classes
-from sparse_detr.storage import Location, locate
+from sparse_detr.storage.location import Location, locate
 
 __all__ = ["CocoImage", "CocoIndex", "DroppedBox", "index_coco", "read_coco", "verify_images", "write_coco"]
 

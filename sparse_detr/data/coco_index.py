@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from sparse_detr.errors import AnnotationError
 from sparse_detr.records import Classes
-from sparse_detr.storage import Location, locate
+from sparse_detr.storage.location import Location, locate
 
 _SHOWN = 5
 

@@ -13,7 +13,7 @@ from sparse_detr.data.decode import decode_image
 from sparse_detr.data.transforms import Transform
 from sparse_detr.errors import AnnotationError
 from sparse_detr.records import Batch, Example, ImageBatch
-from sparse_detr.storage import locate
+from sparse_detr.storage.location import locate
 
 
 class DetectionDataset(Dataset[Example]):

@@ -18,7 +18,7 @@ import numpy as np
 from sparse_detr.data.coco_index import write_coco
 from sparse_detr.data.shapes_drawing import SHAPE_NAMES, SUPERSAMPLING, Stamp, clutter, finish, paint, stamp, texture
 from sparse_detr.errors import ConfigError, require
-from sparse_detr.storage import Location
+from sparse_detr.storage.location import Location
 
 _UPLOADS = 8
 _TRIALS = 12

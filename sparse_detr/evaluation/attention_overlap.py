@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_detr.ops.attention_map import decoder_attention_map
-from sparse_detr.ops.attention_share import attention_share
+from sparse_detr.decoder_attention import attention_share, decoder_attention_map
 from sparse_detr.records import Output
 
 

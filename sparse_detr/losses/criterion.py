@@ -9,14 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sparse_detr.losses.attention_map import dam_target
+from sparse_detr.decoder_attention import attention_share, decoder_attention_map
 from sparse_detr.losses.box_regression import box_losses
 from sparse_detr.losses.classification import class_error, classification_loss
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.losses.matcher import match
-from sparse_detr.losses.token_scoring import token_scoring_loss
-from sparse_detr.ops.attention_map import decoder_attention_map
-from sparse_detr.ops.attention_share import attention_share
+from sparse_detr.losses.token_scoring import dam_target, token_scoring_loss
 from sparse_detr.records import Output, Predictions, Shapes, Targets, TokenSelection
 
 

@@ -1,10 +1,25 @@
-"""The scoring network's loss: saliency must find the tokens that the decoder looks at."""
+"""What the scoring network is trained to: the tokens that the decoder looks at most (paper section 3.2)."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+@torch.no_grad()
+def dam_target(
+    dam: Float[Tensor, "B T"], padding: Bool[Tensor, "B T"], counts: Int[Tensor, " B"], keep: int
+) -> Float[Tensor, "B T"]:
+    """1 at the `counts[b]` tokens of image b that the decoder looks at most, else 0 (paper section 3.2).
+
+    Tokens of padding rank below all others. `keep` is K, the largest of the counts (known without asking the device).
+    """
+    ranked = dam.where(~padding, dam.min() - 1)
+    best = ranked.topk(keep, dim=1).indices
+    chosen = torch.arange(keep, device=dam.device) < counts[:, None]
+    return torch.zeros_like(dam).scatter_(1, best, chosen.to(dam.dtype))
 
 
 def token_scoring_loss(saliency: Float[Tensor, "B T"], target: Float[Tensor, "B T"]) -> Float[Tensor, ""]:

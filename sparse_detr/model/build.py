@@ -12,8 +12,9 @@ from sparse_detr.model.backbone.swin import Swin
 from sparse_detr.model.config import ModelConfig
 from sparse_detr.model.decoder import Decoder, DecoderLayer
 from sparse_detr.model.deformable_attention import DeformableAttention
-from sparse_detr.model.encoder import Encoder, EncoderLayer, FeedForward
+from sparse_detr.model.encoder import Encoder, EncoderLayer
 from sparse_detr.model.feature_pyramid import FeatureProjection
+from sparse_detr.model.feed_forward import FeedForward
 from sparse_detr.model.full_attention import FullAttention
 from sparse_detr.model.heads import DetectionHead
 from sparse_detr.model.objectness import ObjectnessHead

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparse_detr.model.deformable_attention import Attended, DeformableAttention
-from sparse_detr.model.encoder import FeedForward
+from sparse_detr.model.feed_forward import FeedForward
 from sparse_detr.model.full_attention import FullAttention
 from sparse_detr.model.heads import DetectionHead
 from sparse_detr.model.proposals import Queries

@@ -8,28 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparse_detr.model.deformable_attention import DeformableAttention
+from sparse_detr.model.feed_forward import FeedForward
 from sparse_detr.model.full_attention import FullAttention
 from sparse_detr.model.heads import DetectionHead
 from sparse_detr.model.reference_points import encoder_reference_points
 from sparse_detr.model.token_selection import gather_tokens, scatter_tokens
 from sparse_detr.records import FeaturePyramid, Predictions, TokenSelection
-
-
-class FeedForward(nn.Module):
-    """Two linear layers around a shortcut, then a norm."""
-
-    def __init__(self, channels: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.expand = nn.Linear(channels, hidden)
-        self.contract = nn.Linear(hidden, channels)
-        self.norm = nn.LayerNorm(channels)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """The next tokens."""
-        hidden = self.dropout(self.expand(tokens).relu())
-        result: Tensor = self.norm(tokens + self.dropout(self.contract(hidden)))
-        return result
 
 
 class EncoderLayer(nn.Module):

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_detr.errors import ConfigError
 from sparse_detr.ops import reference
 from sparse_detr.ops.checks import check_fused, check_unfused
 from sparse_detr.ops.native import native, native_cuda
@@ -209,28 +208,3 @@ def _register() -> None:
 
 if native().loaded:
     _register()
-
-
-_BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Of the self-test, above those of the tests: it looks for kernels that do not fit, not for the last digits."""
-
-
-def self_test(device: str = "cpu") -> float:
-    """Run forward and backward of both forms on small tensors, in float32 and bfloat16, against plain torch in float64.
-
-    Returns:
-        The largest difference in float32, relative to the largest number of each result.
-
-    Raises:
-        ConfigError: a difference above 1e-4 (bfloat16: 5e-2): the compiled op does not fit this torch or this machine.
-    """
-    from sparse_detr.ops.self_test import largest_difference
-
-    found = {dtype: largest_difference(torch.device(device), dtype) for dtype in _BOUNDS}
-    for dtype, difference in found.items():
-        if not difference < _BOUNDS[dtype]:
-            raise ConfigError(
-                f"deformable attention: backend {backend(device)} differs from plain torch by {difference:.1e} of the "
-                f"largest number in {dtype}; reinstall sparse-detr, or set SPARSE_DETR_OP=reference"
-            )
-    return found[torch.float32]

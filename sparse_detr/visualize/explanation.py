@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from sparse_detr.ops.attention_map import decoder_attention_map
-from sparse_detr.ops.attention_share import attention_share
+from sparse_detr.decoder_attention import attention_share, decoder_attention_map
 from sparse_detr.records import Detections, Output, Shapes, Targets
 from sparse_detr.visualize.detections import draw_detections
 from sparse_detr.visualize.sheet import Facts, Section, draw_sheet

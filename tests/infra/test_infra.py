@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.recipes import RECIPES
+from pipelines.recipes.registry import RECIPES
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 # spec fields of the RayJob CRD, KubeRay 1.7.0

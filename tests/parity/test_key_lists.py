@@ -10,8 +10,8 @@ import torch
 
 from sparse_detr import ModelConfig, SparseDetr
 from sparse_detr.errors import CheckpointError
-from sparse_detr.model.original_names import canonical, original_name
-from sparse_detr.model.pretrained import ConversionReport, convert_original, to_original
+from sparse_detr.weights.authors.convert import ConversionReport, convert_original, to_original
+from sparse_detr.weights.authors.names import canonical, original_name
 
 BUILT: dict[str, dict[str, Any]] = {
     "r50_deformable_plain": {"query_source": "learned", "box_refinement": False, "shared_heads": True},
@@ -36,7 +36,9 @@ class Converted(NamedTuple):
 @pytest.fixture(scope="module", params=BUILT)
 def converted(request: pytest.FixtureRequest, recording: Callable[[str], Any]) -> Converted:
     found = recording(request.param)
-    return Converted(request.param, found, *convert_original(found.state, BUILT[request.param].get("keep_ratio")))
+    return Converted(
+        request.param, found, *convert_original(SparseDetr, found.state, BUILT[request.param].get("keep_ratio"))
+    )
 
 
 def test_configuration(converted: Converted) -> None:

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from sparse_detr import Output, SparseDetr
+from sparse_detr.decoder_attention import decoder_attention_map
 from sparse_detr.evaluation.postprocess import postprocess
-from sparse_detr.losses.attention_map import dam_target
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.losses.criterion import Criterion, LossReport
 from sparse_detr.losses.matcher import match
-from sparse_detr.model.original_names import canonical, original_name
+from sparse_detr.losses.token_scoring import dam_target
 from sparse_detr.model.proposals import Queries, proposal_grid
-from sparse_detr.ops.attention_map import decoder_attention_map
 from sparse_detr.records import DecoderAttention, FeaturePyramid
+from sparse_detr.weights.authors.names import canonical, original_name
 
 CASES = ("AB", "B")
 SPARSE = [("r50_sparse_rho0.1", case) for case in CASES]

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparse_detr import Output, SparseDetr, Targets
-from sparse_detr.losses.attention_map import dam_target
+from sparse_detr.decoder_attention import decoder_attention_map
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.losses.criterion import Criterion, LossReport
-from sparse_detr.model.original_names import canonical, original_name
-from sparse_detr.ops.attention_map import decoder_attention_map
+from sparse_detr.losses.token_scoring import dam_target
+from sparse_detr.weights.authors.names import canonical, original_name
 
 pytestmark = pytest.mark.slow
 

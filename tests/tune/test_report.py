@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipelines.tracking import NullTracker
-from sparse_detr.storage import locate
+from pipelines.tracking.tracker import NullTracker
+from sparse_detr.storage.location import locate
 from tune.report import SweepResult, TrialResult, rows, write_report
 
 GOOD = TrialResult(

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import RunConfig, override
-from pipelines.ray_session import RaySession
+from pipelines.cluster.resources import fitting_trials, trial_resources
+from pipelines.cluster.session import RaySession
+from pipelines.recipes.config import RunConfig
+from pipelines.recipes.override import override
 from sparse_detr.errors import ConfigError, OutputExistsError
-from sparse_detr.storage import Location, locate
+from sparse_detr.storage.location import Location, locate
+from tune.config import SweepConfig
 from tune.progress import SweepProgress
 from tune.search_space import SearchSpace
-from tune.sweep import SweepConfig, fitting_trials, sweep, trial_resources
+from tune.sweep import sweep
 
 GPU_RUN = {"training.use_gpu": True, "training.cpus_per_worker": 4}
 
@@ -52,8 +55,9 @@ def test_a_sweep_compares_trials_and_lists_the_broken_one(
 ) -> None:
     from mlflow import MlflowClient
 
-    from pipelines.run_parts import build_loop
-    from sparse_detr.model.checkpoint import load_model, save_model
+    from pipelines.train.engine.build import build_loop
+    from sparse_detr.detector import SparseDetr
+    from sparse_detr.weights.model_folder import save_model
 
     # A dense model to start from, of which the sparse trials take all but the scoring network.
     loop = build_loop(override(quick_run, {"model.keep_ratio": 1.0, "training.epochs": 1}))
@@ -75,7 +79,7 @@ def test_a_sweep_compares_trials_and_lists_the_broken_one(
     assert good.params == {"keep_ratio": 0.2, "encoder_auxiliary_weight": 1.0}
     assert {"ap", "ap50", "loss"} <= good.metrics.keys()
     assert good.model is not None
-    assert load_model(good.model).config.keep_ratio == 0.2
+    assert SparseDetr.from_pretrained(good.model).config.keep_ratio == 0.2
     assert broken.params["encoder_auxiliary_weight"] == 1e38
     assert broken.error is not None
     assert "step 0" in broken.error

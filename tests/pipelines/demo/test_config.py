@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.demo import DemoConfig
+from pipelines.demo.config import DemoConfig
 from sparse_detr.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.demo.folder import MARK, claim_prefix, claimed_folder
 from sparse_detr.errors import OutputExistsError
-from sparse_detr.storage import locate
+from sparse_detr.storage.location import locate
 
 
 def test_the_folder_of_an_earlier_demo_is_replaced(tmp_path: Path) -> None:

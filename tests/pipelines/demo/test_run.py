@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipelines.demo import DemoConfig, run_demo
 from pipelines.demo.collection import broken_images
-from pipelines.demo.run import require_reachable_store, tracking_uri
+from pipelines.demo.config import DemoConfig
+from pipelines.demo.run import require_reachable_store, run_demo, tracking_uri
 from sparse_detr.data.shapes import ShapesConfig
 from sparse_detr.errors import ConfigError
+from tune.demo import run_sweep
 
 SMALL = ("--images", "32", "--held-out", "8", "--collection", "10", "--epochs", "1", "--trials", "2",
          "--trial-epochs", "2", "--trial-images", "16", "--ratios", "0.1", "1.0")  # fmt: skip
@@ -91,7 +92,7 @@ def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Demo]:
 def test_a_cluster_without_a_store_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS: head:6379, but store is not set"):
-        run_demo(DemoConfig(output=tmp_path / "demo"), Console(quiet=True))
+        run_demo(DemoConfig(output=tmp_path / "demo"), Console(quiet=True), run_sweep)
     assert not (tmp_path / "demo").exists()
     require_reachable_store(DemoConfig(store="s3://bucket/prefix"))
 

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines.demo import DemoConfig, story
+from pipelines.demo import story
 from pipelines.demo.collection import DemoData
+from pipelines.demo.config import DemoConfig
+from pipelines.demo.report import Example
 from pipelines.demo.results import Place
 from pipelines.demo.story import inference_config, write_pictures, write_report_and_summary
-from pipelines.report import Example
-from pipelines.tracking import NullTracker
+from pipelines.tracking.tracker import NullTracker
 from sparse_detr.data.decode import decode_image
-from sparse_detr.storage import locate
+from sparse_detr.storage.location import locate
 
 
 def test_pictures_are_written_and_put_together(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.predict.fingerprint import Fingerprint, claim_output, model_sha256, write_json
+from pipelines.predict.fingerprint import Fingerprint, model_sha256
+from pipelines.predict.output import claim_output, write_json
+from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import CheckpointError, OutputExistsError
-from sparse_detr.model.checkpoint import save_model
-from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.storage import locate
+from sparse_detr.storage.location import locate
+from sparse_detr.weights.model_folder import save_model
 
 BASE = Fingerprint(
     model_sha256="ab" * 32, keep_ratio=0.1, short_side=800, max_side=1333, score_threshold=0.3, max_detections=100

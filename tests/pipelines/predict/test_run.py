@@ -12,18 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.local_services import LocalS3
+from pipelines.cluster.session import ray_session
+from pipelines.detect.manifest import Manifest
+from pipelines.detect.rows import SCHEMA
+from pipelines.detect.workers import Work, stream
 from pipelines.predict.config import PredictConfig
-from pipelines.predict.manifest import Manifest
-from pipelines.predict.run import ParquetSink, predict
-from pipelines.predict.sinks import SCHEMA, read_detections
-from pipelines.predict.workers import Work, stream
-from pipelines.ray_session import ray_session
+from pipelines.predict.parquet import ParquetSink, read_detections
+from pipelines.predict.run import predict
+from pipelines.services.s3_server import LocalS3
+from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import CheckpointError, ConfigError, ErrorBudgetError, OutputExistsError, StorageError
-from sparse_detr.model.checkpoint import save_model
-from sparse_detr.model.sparse_detr import SparseDetr
 from sparse_detr.records import ImageSize
-from sparse_detr.storage import Location, locate
+from sparse_detr.storage.location import Location, locate
+from sparse_detr.weights.model_folder import save_model
 
 Rows = dict[str, dict[str, Any]]
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_detr.coco_names import coco_91_classes
 from sparse_detr.data.coco import index_coco, read_coco
 from sparse_detr.errors import AnnotationError, StorageError
 from sparse_detr.records import Classes
+from sparse_detr.weights.authors.coco_classes import coco_91_classes
 
 Json = dict[str, Any]
 

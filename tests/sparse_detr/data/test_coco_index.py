@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from sparse_detr.data.coco import index_coco, read_coco
 from sparse_detr.data.coco_index import CocoIndex, verify_images, write_coco
 from sparse_detr.errors import AnnotationError, StorageError
-from sparse_detr.storage import locate
+from sparse_detr.storage.location import locate
 
 CATEGORIES = [{"id": 5, "name": "cell"}]
 

@@ -20,7 +20,7 @@ from sparse_detr.data.shapes import ShapesConfig, write_shapes
 from sparse_detr.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from sparse_detr.errors import AnnotationError, ImageError, StorageError
 from sparse_detr.records import Example
-from sparse_detr.storage import Location, locate
+from sparse_detr.storage.location import Location, locate
 
 STILL = EvalTransform(short_side=32, max_side=64)
 

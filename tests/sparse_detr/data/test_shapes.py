@@ -18,7 +18,7 @@ from sparse_detr.data.decode import decode_image
 from sparse_detr.data.shapes import ShapeObject, ShapesConfig, compose, generate_shapes, shapes_coco, write_shapes
 from sparse_detr.data.shapes_drawing import SUPERSAMPLING
 from sparse_detr.errors import ConfigError
-from sparse_detr.storage import locate
+from sparse_detr.storage.location import locate
 
 
 def digests(config: ShapesConfig) -> list[str]:

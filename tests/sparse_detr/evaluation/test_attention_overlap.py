@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sparse_detr.decoder_attention import decoder_attention_map
+from sparse_detr.detector import SparseDetr
 from sparse_detr.evaluation.attention_overlap import OverlapMean, attention_overlap
 from sparse_detr.model.config import BackboneConfig, ModelConfig
-from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.ops.attention_map import decoder_attention_map
 from sparse_detr.records import DecoderAttention, ImageBatch, Output, TokenSelection
 
 SHAPES = ((2, 2), (1, 1))

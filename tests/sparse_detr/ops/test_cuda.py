@@ -12,13 +12,9 @@ from torch import Tensor
 
 from sparse_detr.errors import ConfigError
 from sparse_detr.ops import reference
-from sparse_detr.ops.deformable_attention import (
-    backend,
-    deformable_attention,
-    fused_deformable_attention,
-    self_test,
-)
+from sparse_detr.ops.deformable_attention import backend, deformable_attention, fused_deformable_attention
 from sparse_detr.ops.native import cuda_mismatches
+from sparse_detr.ops.self_check import self_test
 
 _spec = importlib.util.spec_from_file_location("formula", Path(__file__).with_name("formula.py"))
 assert _spec is not None

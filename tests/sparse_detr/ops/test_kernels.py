@@ -18,11 +18,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from sparse_detr.ops import reference
-from sparse_detr.ops.deformable_attention import (
-    backend,
-    deformable_attention,
-    fused_deformable_attention,
-)
+from sparse_detr.ops.deformable_attention import backend, deformable_attention, fused_deformable_attention
 
 _spec = importlib.util.spec_from_file_location("formula", Path(__file__).with_name("formula.py"))
 assert _spec is not None

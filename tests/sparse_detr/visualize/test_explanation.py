@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from sparse_detr.decoder_attention import decoder_attention_map
+from sparse_detr.detector import SparseDetr
 from sparse_detr.model.config import BackboneConfig, ModelConfig
-from sparse_detr.model.sparse_detr import SparseDetr
-from sparse_detr.ops.attention_map import decoder_attention_map
 from sparse_detr.records import Detections, ImageBatch, Targets
 from sparse_detr.visualize import TokenReport, draw_explanation
 from sparse_detr.visualize.tokens import AGREEMENT_COLOURS

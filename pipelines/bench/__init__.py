@@ -1,0 +1,1 @@
+"""Measurements of the op and of the model. Imports no Ray."""

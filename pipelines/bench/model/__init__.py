@@ -1,0 +1,1 @@
+"""Cost of the model: against the published table, by operator, by image size."""

@@ -1,0 +1,1 @@
+"""The op against other implementations."""

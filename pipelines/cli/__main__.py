@@ -1,0 +1,7 @@
+"""`python -m pipelines.cli`: the command line where the console script is not installed, as in a Ray Job."""
+
+import sys
+
+from pipelines.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,50 @@
+"""Entry of the command line, and its exit codes.
+
+0 done; 1 something is wrong with what was examined, or a job failed; 2 a user error, in one message; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from rich.console import Console
+from rich.markup import escape
+
+from pipelines.cli.commands import COMMANDS
+from pipelines.cli.dispatch import dispatch
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _print_version() if words[:1] == ["--version"] else dispatch("sparse-detr", COMMANDS, words)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nInterrupted.")
+        return 130
+    except Exception as error:
+        from pipelines.cluster.user_errors import user_mistake
+
+        found = user_mistake(error)
+        if found is None:
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(found))}", highlight=False, soft_wrap=True)
+        return 2
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _print_version() -> int:
+    from importlib.metadata import version
+
+    Console().print(f"sparse-detr {version('sparse-detr')}", highlight=False)
+    return 0
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM unwinds like Ctrl-C, so that servers and cluster stop."""
+    raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""The Ray cluster: connection, resources, credentials, user errors between processes."""

@@ -1,0 +1,1 @@
+"""The authors' checkpoints into model folders, and back."""

@@ -1,0 +1,1 @@
+"""Parameters, multiply-adds and latency of a recipe or a model folder."""

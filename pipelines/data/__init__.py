@@ -1,0 +1,1 @@
+"""Data sets: imported, generated, checked."""

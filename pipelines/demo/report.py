@@ -1,0 +1,193 @@
+"""The demo's report: one HTML file with everything inside it, so that it opens offline and can be sent around."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_detr.visualize.charts import Curve, bar_chart, curves, line_chart
+
+TEMPLATE = "report.html.jinja"
+
+_LOSS = {"loss": "weighted sum of all terms"}
+_TERMS = {
+    "loss_ce": "classes",
+    "loss_bbox": "boxes (L1)",
+    "loss_giou": "boxes (GIoU)",
+    "loss_mask_prediction": "saliency",
+}
+_OVERLAP = {"corr_mask_attn_map_dec_all": "share of decoder attention"}
+_PRECISION = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of the demo."""
+
+    name: str
+    seconds: float
+    note: str = ""
+    """What came out of it, in a few words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioPoint:
+    """The trained model, run at one keep ratio."""
+
+    keep_ratio: float
+    ap: float
+    ap50: float
+    milliseconds: float
+    """Of one image, in a batch, on the machine of the demo."""
+    images: int
+    """So many images were measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One trial of the sweep."""
+
+    name: str
+    params: Mapping[str, float]
+    metrics: Mapping[str, float]
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A held-out image, and what the detector saw in it."""
+
+    caption: str
+    pictures: tuple[tuple[str, npt.NDArray[np.uint8]], ...]
+    """(title, RGB pixels) side by side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """How fast a step went."""
+
+    what: str
+    images: int
+    seconds: float
+    images_per_second: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenImage:
+    """An image of the collection that could not be used."""
+
+    uri: str
+    stage: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where something lies."""
+
+    what: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that the report shows."""
+
+    title: str
+    subtitle: str
+    """What ran, when, on what machine."""
+    headline: Mapping[str, str]
+    """The few numbers that matter, as text."""
+    steps: tuple[Step, ...]
+    history: tuple[Mapping[str, float], ...]
+    """Metrics of each epoch of the training."""
+    keep_ratio: float
+    """The ratio that the model was trained with."""
+    ratios: tuple[RatioPoint, ...]
+    trials: tuple[Trial, ...]
+    examples: tuple[Example, ...]
+    throughput: tuple[Throughput, ...]
+    broken: tuple[BrokenImage, ...]
+    places: tuple[Place, ...]
+    commands: Mapping[str, str]
+    """What one may do next -> the command."""
+
+
+def render(report: Report) -> str:
+    """The report as HTML."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pipelines.demo", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["picture"] = png_uri
+    environment.filters["duration"] = duration
+    return environment.get_template(TEMPLATE).render(report=report, charts=_charts(report))
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Render into a file, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(render(report), encoding="utf-8")
+    part.replace(path)
+
+
+def png_uri(pixels: npt.NDArray[np.uint8]) -> str:
+    """An RGB picture `[H, W, 3]` as a data URI."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 8 s, 1 min 05 s."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def _charts(report: Report) -> dict[str, Any]:
+    """Data URIs of the charts that there is data for; None where there is none."""
+    return {
+        "loss": _over_epochs(report, _LOSS, "loss"),
+        "overlap": _over_epochs(report, _OVERLAP, "share of decoder attention"),
+        "terms": _over_epochs(report, _TERMS, "unweighted loss"),
+        "ap": _over_epochs(report, _PRECISION, "held-out precision"),
+        "ratio": _ratio_chart(report),
+        "steps": bar_chart({step.name: step.seconds for step in report.steps}, unit="s") if report.steps else None,
+    }
+
+
+def _over_epochs(report: Report, names: Mapping[str, str], y_label: str) -> str | None:
+    lines = curves(report.history, names)
+    return line_chart(lines, x_label="epoch", y_label=y_label, from_zero=True, whole_x=True) if lines else None
+
+
+def _ratio_chart(report: Report) -> str | None:
+    points = sorted(report.ratios, key=lambda point: point.keep_ratio)
+    if not points:
+        return None
+    x = tuple(point.keep_ratio for point in points)
+    lines = [
+        Curve(name="AP", x=x, y=tuple(point.ap for point in points)),
+        Curve(name="AP50", x=x, y=tuple(point.ap50 for point in points)),
+    ]
+    trials = [trial for trial in report.trials if {"keep_ratio"} <= set(trial.params) and "ap" in trial.metrics]
+    if trials:
+        ratios = tuple(trial.params["keep_ratio"] for trial in trials)
+        found = tuple(trial.metrics["ap"] for trial in trials)
+        lines.append(Curve(name="AP of the sweep's trials", x=ratios, y=found, line=False))
+    return line_chart(lines, x_label="keep ratio", y_label="held-out precision", from_zero=True)

@@ -1,0 +1,1 @@
+"""Detection over a collection of images with Ray Data, shared by predict and evaluate."""

@@ -1,0 +1,76 @@
+"""Options of detection over a collection of images, shared by predict and evaluate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sparse_detr.errors import require
+from sparse_detr.records import COCO_IMAGE_SIZE, ImageSize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectionConfig:
+    """Which model looks at which images, how, and with how many workers."""
+
+    model: str
+    """Model folder: a path, `file:` or `s3://` URI, as training writes it."""
+    images: str
+    """Folder or `s3://` prefix of the images."""
+    annotations: str | None = None
+    """COCO JSON whose `images` list names the files below `images`; without it every image file there is taken."""
+    short_side: int | None = None
+    """Pixels to which the shorter side is resized; by default the size that the model was evaluated at in training,
+    or 800 where its folder does not tell."""
+    max_side: int | None = None
+    """The longer side never gets more pixels than this; it wins over `short_side`. By default the model's own, or 1333
+    where its folder does not tell."""
+    max_detections: int = 100
+    """At most so many boxes an image, best first."""
+    batch_size: int = 4
+    """Images that pass the model together. Only images of one resized shape do, so the batch pads nothing."""
+    workers: int | None = None
+    """Processes that each hold the model; by default one a GPU, or one a CPU core where there is no GPU."""
+    cpus_per_worker: float = 0.5
+    """CPU cores that Ray books for a worker; less is booked where the cluster is small, so that one stays free."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """`auto` takes GPUs where the Ray cluster has any."""
+    fetch_threads: int = 4
+    """Images that a worker fetches and decodes at the same time, while the model runs."""
+    images_per_block: int = 64
+    """Images of one unit of work, and of one Parquet file: what is redone when a worker dies."""
+
+    def __post_init__(self) -> None:
+        for name in ("model", "images"):
+            require(bool(getattr(self, name)), f"{name}: it is empty; give a folder or an s3:// URI")
+        for name in ("short_side", "max_side", "max_detections", "batch_size", "fetch_threads", "images_per_block"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}: {value}; give a whole number of at least 1")
+        if self.short_side is not None and self.max_side is not None:
+            self.image_size(None)
+        for ratio in self.ratios:
+            require(
+                ratio is None or 0.0 < ratio <= 1.0,
+                f"keep_ratio: {ratio}; give a number in (0, 1], or leave it out",
+            )
+        require(self.workers is None or self.workers >= 1, f"workers: {self.workers}; give at least 1")
+        require(
+            math.isfinite(self.cpus_per_worker) and self.cpus_per_worker > 0,
+            f"cpus_per_worker: {self.cpus_per_worker}; give a number above 0",
+        )
+        require(self.device in ("auto", "cpu", "gpu"), f"device: {self.device!r}; choose auto, cpu or gpu")
+
+    @property
+    def ratios(self) -> tuple[float | None, ...]:
+        """Keep ratios at which every image passes the model, one after the other; None is the model's own."""
+        return (None,)
+
+    def image_size(self, own: ImageSize | None) -> ImageSize:
+        """The size to use: what is given here, else the model's own, else the authors' for COCO.
+
+        Raises:
+            ConfigError: the longer side would be less than the shorter one.
+        """
+        own = own or COCO_IMAGE_SIZE
+        return ImageSize(short_side=self.short_side or own.short_side, max_side=self.max_side or own.max_side)

@@ -1,0 +1,35 @@
+"""Loads the model of a detection and checks it against the options."""
+
+from __future__ import annotations
+
+from pipelines.detect.config import DetectionConfig
+from pipelines.detect.predictor import Predictor
+from sparse_detr.detector import SparseDetr
+from sparse_detr.errors import ConfigError
+from sparse_detr.storage.location import check_access, locate
+
+
+def load_checked(config: DetectionConfig) -> SparseDetr:
+    """Load the model here and run it once, so that what cannot work is said before workers start.
+
+    Raises:
+        CheckpointError: the folder holds no model, or a damaged one.
+        StorageError: it cannot be reached.
+        ConfigError: the model cannot run at this keep ratio or size.
+    """
+    location = locate(config.model)
+    check_access(location)
+    model = SparseDetr.from_pretrained(location.uri)
+    if model.classes is not None and len(model.classes) != model.config.num_classes:
+        raise ConfigError(
+            f"model: {location.uri} gives {model.config.num_classes} scores a box but names {len(model.classes)} "
+            "classes; correct config.json"
+        )
+    below = [f"{ratio:g}" for ratio in config.ratios if ratio is not None and ratio < 1.0]
+    if below and not model.config.sparse:
+        raise ConfigError(
+            f"keep_ratio: {', '.join(below)}, but {location.uri} was built dense (keep_ratio=1) and has no scoring "
+            "network; leave keep_ratio out, or use a model trained with one below 1"
+        )
+    Predictor(model, config).check()
+    return model

@@ -1,0 +1,1 @@
+"""Examination of an installation: packages, op, Ray, MLflow, stores."""

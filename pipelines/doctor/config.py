@@ -1,0 +1,13 @@
+"""Options of `sparse-detr doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorConfig:
+    """How the findings are shown."""
+
+    json: bool = False
+    """Print the findings as JSON instead of a table."""

@@ -1,0 +1,170 @@
+"""COCO evaluation of a model on a data set, sharded over a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.cluster.session import ray_session
+from pipelines.detect.load import load_checked
+from pipelines.detect.manifest import Manifest
+from pipelines.detect.workers import Progress, Work, stream
+from pipelines.evaluate.categories import match_categories
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.keep_ratios import RatioResult, RatioTally, ratio_plot
+from sparse_detr.data.coco import read_coco
+from sparse_detr.data.coco_index import CocoIndex, DroppedBox, verify_images
+from sparse_detr.errors import ImageError
+from sparse_detr.evaluation.coco_ap import CocoMetrics
+from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.output import checked_file
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateResult:
+    """COCO's numbers, and what it took to get them."""
+
+    ratios: tuple[RatioResult, ...]
+    """What was found at each keep ratio, in the order asked for."""
+    images: int
+    dropped: tuple[DroppedBox, ...]
+    """Bad boxes of the annotations: they do not count as objects."""
+    plot: str | None
+    """URI of the plot over several keep ratios."""
+    seconds: float
+    """Start of the workers included."""
+    images_per_second: float
+    """Each image counts once, however many the keep ratios."""
+
+    @property
+    def metrics(self) -> CocoMetrics:
+        """COCO's numbers at the first (or only) keep ratio."""
+        return self.ratios[0].metrics
+
+    @property
+    def detections(self) -> int:
+        """Their number at the first keep ratio."""
+        return self.ratios[0].detections
+
+    @property
+    def keep_ratio(self) -> float:
+        """The first keep ratio."""
+        return self.ratios[0].keep_ratio
+
+
+def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> EvaluateResult:
+    """Detect objects in the images of a data set and compare them with its boxes, as COCO does.
+
+    Raises:
+        AnnotationError: the annotations cannot be read, or name images that are missing.
+        ConfigError: the model does not know a class of the data, or is dense and a keep ratio below 1.
+        ImageError: an image is broken; a number for the rest would not be the data set's.
+        OutputExistsError: there is a file at `output` or `plot` already and `overwrite` is False, or a folder.
+        CheckpointError, StorageError: model, annotations, images or output cannot be used.
+    """
+    started = time.monotonic()
+    files = _checked_files(config)
+    annotations, root = locate(config.annotations), locate(config.images)
+    for location in (annotations, root):
+        check_access(location)
+    index = read_coco(annotations.uri)
+    verify_images(index, root.uri)
+    model = load_checked(config)
+    category_of = match_categories(model.classes, model.config.num_classes, index.classes)
+    model_config = model.config
+    del model  # the workers have their own
+    asked = config.keep_ratio or (model_config.keep_ratio,)
+    config = replace(config, keep_ratio=asked)
+    tallies = {ratio: RatioTally(keep_ratio=ratio) for ratio in asked}
+    for rows in _detect(config, index, on_progress):
+        for ratio, tally in tallies.items():
+            tally.add(rows.filter(pc.equal(rows.column("keep_ratio"), ratio)), category_of)
+    seconds = time.monotonic() - started
+    truth = index.ground_truth()
+    ratios = tuple(tally.result(truth, model_config) for tally in tallies.values())
+    for output, tally in zip(files.detections, tallies.values(), strict=False):
+        output.write_bytes(json.dumps(tally.results, allow_nan=False).encode())
+    if files.plot is not None:
+        files.plot.write_bytes(ratio_plot(ratios))
+    return EvaluateResult(
+        ratios=ratios,
+        images=len(index),
+        dropped=index.dropped,
+        plot=None if files.plot is None else files.plot.uri,
+        seconds=seconds,
+        images_per_second=len(index) / seconds,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    detections: tuple[Location, ...]
+    """One for each keep ratio; none without `output`."""
+    plot: Location | None
+
+
+def _checked_files(config: EvaluateConfig) -> _Files:
+    """What will be written, found to be free before any work."""
+    ratios = config.keep_ratio or ()
+    several = len(ratios) > 1
+    names: list[str] = []
+    if config.output is not None:
+        stem, dot, ending = config.output.rpartition(".")
+        if not dot or "/" in ending:
+            stem, ending = config.output, "json"
+        names = [f"{stem}-{ratio:g}.{ending}" for ratio in ratios] if several else [config.output]
+    plot = config.plot or (f"{stem}.png" if config.output is not None else "keep_ratios.png")
+    return _Files(
+        detections=tuple(checked_file(name, overwrite=config.overwrite) for name in names),
+        plot=checked_file(plot, overwrite=config.overwrite, field="plot") if several else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnRows:
+    """A sink that sends the rows to the driver."""
+
+    def __call__(self, first: int, rows: pa.Table) -> pa.Table:
+        """Pass the block on."""
+        return rows
+
+
+def _detect(config: EvaluateConfig, index: CocoIndex, on_progress: Progress | None) -> Iterator[pa.Table]:
+    images = sorted(index.images, key=lambda image: (image.file_name, image.id))
+    manifest = Manifest.of(locate(config.images).uri, [i.file_name for i in images], [i.id for i in images])
+    work = Work(
+        config=config,
+        score_threshold=0.0,
+        root=manifest.root,
+        fingerprint="",
+        sink=ReturnRows(),
+        measure=True,
+        overlap=config.attention_overlap,
+    )
+    done = 0
+    with ray_session() as session, closing(stream(manifest, work, session)) as blocks:
+        for rows in blocks:
+            _require_sound(rows)
+            done += rows.num_rows // len(config.ratios)
+            if on_progress is not None:
+                on_progress(done, len(manifest))
+            yield rows
+    assert done == len(manifest), f"{done} rows for {len(manifest)} images"
+
+
+def _require_sound(rows: pa.Table) -> None:
+    broken = rows.filter(pc.is_valid(rows.column("error"))).to_pylist()
+    if broken:
+        shown = "; ".join(f"{row['uri']}: {row['error']['message']}" for row in broken[:_SHOWN])
+        raise ImageError(
+            f"images: {len(broken)} of a block of {rows.num_rows} cannot be used: {shown}; mend them, or take them out "
+            "of the annotations"
+        )

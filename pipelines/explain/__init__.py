@@ -1,0 +1,1 @@
+"""One picture of what a model sees in an image, and why."""

@@ -1,0 +1,1 @@
+"""Whole runs as functions: configs, and the recipes that fill them."""

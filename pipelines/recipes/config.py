@@ -1,0 +1,200 @@
+"""A whole run in one value: model, loss, data, optimizer, training, and where results go.
+
+A run config survives config -> dict -> JSON -> config (`sparse_detr.config_dict`); `override` changes fields
+by dotted name, checks their types and refuses names that do not exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sparse_detr.data.transforms import AugmentConfig
+from sparse_detr.errors import require
+from sparse_detr.losses.config import LossConfig
+from sparse_detr.model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Where the images and their COCO annotations lie, and how they become tensors."""
+
+    train_annotations: str = ""
+    """Path or URI of the training annotations (COCO JSON)."""
+    train_images: str = ""
+    """Folder or prefix that the training file names are relative to."""
+    train_limit: int | None = None
+    """Train on this many of the training images only, the first ones of the file; unset takes all."""
+    val_annotations: str = ""
+    """Path or URI of the held-out annotations (COCO JSON)."""
+    val_images: str = ""
+    """Folder or prefix that the held-out file names are relative to."""
+    short_side: int = 800
+    """Held-out images are resized so that their shorter side has this many pixels ..."""
+    max_side: int = 1333
+    """... unless the longer side would then exceed this many."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What training images go through."""
+    loader_workers: int = 0
+    """Processes that prepare batches beside each training worker; 0 prepares them in the worker itself."""
+    cache: Literal["none", "bytes", "pixels"] = "bytes"
+    """What each worker keeps in memory after the first read, up to 2 GiB: nothing, files, or decoded images."""
+
+    def __post_init__(self) -> None:
+        require(self.short_side >= 32, f"data.short_side: {self.short_side}; give at least 32 pixels")
+        require(
+            self.max_side >= self.short_side,
+            f"data.max_side: {self.max_side} is below data.short_side: {self.short_side}; give at least as much",
+        )
+        require(
+            self.cache in ("none", "bytes", "pixels"),
+            f"data.cache: {self.cache!r} is not known; choose none, bytes or pixels",
+        )
+        require(
+            self.train_limit is None or self.train_limit >= 1,
+            f"data.train_limit: {self.train_limit}; give at least 1, or leave it out",
+        )
+        require(self.loader_workers >= 0, f"data.loader_workers: {self.loader_workers}; give 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, its parameter groups and its schedule. The defaults are the paper's."""
+
+    lr: float = 2e-4
+    """Learning rate of everything outside the backbone, at a global batch of 16."""
+    backbone_lr: float = 2e-5
+    """Learning rate of the backbone."""
+    offsets_factor: float = 0.1
+    """`lr` times this is the learning rate of sampling offsets and reference points."""
+    weight_decay: float = 1e-4
+    """On every parameter, norms and biases too, as the authors do."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two moments."""
+    clip_norm: float = 0.1
+    """Gradients are scaled down to this total norm; 0 leaves them alone."""
+    schedule: Literal["step", "cosine"] = "step"
+    """`step` drops the rate once, at `drop_epoch`; `cosine` lets it fall to `final_factor` over the run."""
+    drop_epoch: int = 40
+    """Epochs before the drop of the step schedule."""
+    drop_factor: float = 0.1
+    """The rate is multiplied by this at the drop."""
+    final_factor: float = 0.01
+    """Share of the rate that is left at the end of the cosine schedule."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly from 0; the paper has none."""
+    scale_with_batch: bool = True
+    """Multiply all rates by sqrt(global batch / 16), as the authors do."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "backbone_lr"):
+            require(getattr(self, name) > 0, f"optimizer.{name}: {getattr(self, name)}; give a number above 0")
+        for name in ("weight_decay", "clip_norm", "warmup_steps", "offsets_factor", "final_factor"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}: {getattr(self, name)}; give 0 or more")
+        for value in self.betas:
+            require(0 <= value < 1, f"optimizer.betas: {self.betas}; give two numbers in [0, 1)")
+        require(
+            self.schedule in ("step", "cosine"),
+            f"optimizer.schedule: {self.schedule!r} is not known; choose step or cosine",
+        )
+        require(self.drop_epoch >= 1, f"optimizer.drop_epoch: {self.drop_epoch}; give at least 1")
+        require(0 < self.drop_factor <= 1, f"optimizer.drop_factor: {self.drop_factor}; give a number in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """How long, how many at a time, on what, from which weights."""
+
+    epochs: int = 50
+    """Passes over the training images."""
+    global_batch: int = 16
+    """Images of one optimizer step, over all workers."""
+    workers: int = 1
+    """Data-parallel processes."""
+    cpus_per_worker: int = 1
+    """CPU cores (and torch threads) of each worker."""
+    use_gpu: bool = False
+    """Give each worker a GPU and let them talk over NCCL; otherwise CPU and gloo."""
+    seed: int = 42
+    """Weights, order and augmentation follow from it (and from epoch and rank)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` runs the model under autocast; weights, loss and optimizer stay in float32."""
+    ema_decay: float = 0.0
+    """Evaluate and save a moving average of the weights with this decay a step; 0 is off."""
+    evaluate_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    explain_images: int = 2
+    """Held-out images of which MLflow gets a picture (detections, saliency, kept tokens, decoder attention) after
+    some ten of the evaluations, always the same images; 0 is off."""
+    init_backbone: str | None = None
+    """Weights to start the backbone from: torchvision's ResNets, the official Swin, SCRL, as safetensors or `.pth`. A
+    path, `s3://` or `https://` URI, the last with `#sha256=<8 to 64 hex digits>` behind it."""
+    init_model: str | None = None
+    """Path or URI of a model folder to start all weights from; its shapes must fit `model`."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept in the store: the best by AP, and always the last."""
+    max_failures: int = 3
+    """Restarts from the last checkpoint after a worker died, before the run gives up."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "global_batch", "workers", "cpus_per_worker", "evaluate_every", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, f"training.{name}: {getattr(self, name)}; give at least 1")
+        require(
+            self.global_batch % self.workers == 0,
+            f"training.global_batch: {self.global_batch} is no multiple of training.workers: {self.workers}; "
+            "every worker takes the same share",
+        )
+        require(
+            self.precision in ("float32", "bfloat16"),
+            f"training.precision: {self.precision!r} is not known; choose float32 or bfloat16",
+        )
+        require(0 <= self.ema_decay < 1, f"training.ema_decay: {self.ema_decay}; give a number in [0, 1), 0 for off")
+        require(self.max_failures >= 0, f"training.max_failures: {self.max_failures}; give 0 or more")
+        require(self.explain_images >= 0, f"training.explain_images: {self.explain_images}; give 0 or more")
+        require(self.seed >= 0, f"training.seed: {self.seed}; give 0 or more")
+        require(
+            self.init_backbone is None or self.init_model is None,
+            f"training.init_backbone: {self.init_backbone!r} with training.init_model: {self.init_model!r}; "
+            "the model folder holds a backbone already, so give one of them",
+        )
+
+    @property
+    def batch_per_worker(self) -> int:
+        """Images of one step on one worker."""
+        return self.global_batch // self.workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything that a training run needs to know."""
+
+    name: str = "run"
+    """Names the run in MLflow and in messages."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """What is trained."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What it is trained for."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What it is trained on."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How its weights move."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """For how long, and on what."""
+    output: str = "runs/train"
+    """Folder or `s3://bucket/prefix` for checkpoints, the final model and the history."""
+    tracking_uri: str | None = None
+    """MLflow tracking URI, such as `sqlite:///mlflow.db` or `http://host:5000`; `none` records nothing; unset takes
+    MLFLOW_TRACKING_URI, or records nothing without it."""
+    experiment: str = "sparse-detr"
+    """MLflow experiment."""
+    existing: Literal["refuse", "overwrite", "resume"] = "refuse"
+    """What to do where `output` holds results of a run already: `refuse` stops with an error, `overwrite` deletes
+    them, `resume` continues that run from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.name.strip()), f"name: {self.name!r}; give the run a name")
+        require(bool(self.output.strip()), f"output: {self.output!r}; give a folder or s3://bucket/prefix")
+        require(
+            self.existing in ("refuse", "overwrite", "resume"),
+            f"existing: {self.existing!r} is not known; choose refuse, overwrite or resume",
+        )

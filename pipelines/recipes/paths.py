@@ -1,0 +1,38 @@
+"""Absolute paths in a run's config, so that they mean the same in every process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipelines.recipes.config import RunConfig
+from sparse_detr.storage.download import absolute_address
+from sparse_detr.storage.location import locate
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """The same run with every relative path made absolute, so that it means the same in every process."""
+
+    def full(uri: str) -> str:
+        return locate(uri).uri if uri else uri
+
+    data, training = config.data, config.training
+    tracking = config.tracking_uri
+    if tracking is not None and tracking.startswith("sqlite:///") and not tracking.startswith("sqlite:////"):
+        tracking = "sqlite:///" + full(tracking.removeprefix("sqlite:///"))
+    return replace(
+        config,
+        output=full(config.output),
+        tracking_uri=tracking,
+        data=replace(
+            data,
+            train_annotations=full(data.train_annotations),
+            train_images=full(data.train_images),
+            val_annotations=full(data.val_annotations),
+            val_images=full(data.val_images),
+        ),
+        training=replace(
+            training,
+            init_backbone=absolute_address(training.init_backbone) if training.init_backbone else None,
+            init_model=full(training.init_model) if training.init_model else None,
+        ),
+    )

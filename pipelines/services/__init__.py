@@ -1,0 +1,1 @@
+"""Local servers for the demo and the tests: S3 and MLflow, on loopback."""

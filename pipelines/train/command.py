@@ -1,0 +1,44 @@
+"""`sparse-detr train`: progress, the best epoch, and where the model is."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from pipelines.cli.console import progress_bar, say, values_table
+from pipelines.cluster.session import RaySession, ray_session
+from pipelines.recipes.config import RunConfig
+from pipelines.train.preflight import RunStart
+from pipelines.train.run import train
+
+
+def train_command(config: RunConfig) -> int:
+    """Train, with steps and loss on the progress bar, and show the best epoch and where the model lies."""
+    with ray_session() as session, progress_bar("Training") as move:
+        _say_where(session)
+        result = train(
+            config,
+            on_start=lambda start: say(start.describe()),
+            on_progress=lambda progress: move(progress.step, progress.steps),
+        )
+    best = result.best
+    facts = {name: best[name] for name in ("epoch", "loss", "ap", "ap50", "ap75") if name in best}
+    where: dict[str, object] = {"images/s": result.images_per_second, "seconds": result.seconds,
+                                "model": result.checkpoint}  # fmt: skip
+    where |= _start_rows(result.start) | _run_row(result.run_id)
+    Console().print(values_table(f"Best epoch of {len(result.history)}", facts | where))
+    return 0
+
+
+def _say_where(session: RaySession) -> None:
+    kind = "local Ray" if session.local else f"Ray at {session.address}"
+    dashboard = f", dashboard {session.dashboard}" if session.dashboard else ""
+    say(f"{kind}: {session.cpus:g} CPUs, {session.gpus:g} GPUs{dashboard}")
+
+
+def _start_rows(start: RunStart) -> dict[str, object]:
+    rows: dict[str, object] = {"boxes left out": len(start.data.dropped)}
+    return rows if start.weights is None else rows | {"starting weights": start.weights.describe()}
+
+
+def _run_row(run_id: str | None) -> dict[str, object]:
+    return {"MLflow run": run_id} if run_id else {}

@@ -1,0 +1,105 @@
+"""Annotations and images of a run -> batches for one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader
+
+from pipelines.recipes.config import DataConfig, RunConfig
+from sparse_detr.data.coco import CocoIndex, read_coco
+from sparse_detr.data.dataset import DetectionDataset, collate
+from sparse_detr.data.sampler import EpochSampler
+from sparse_detr.data.transforms import EvalTransform, TrainTransform
+from sparse_detr.errors import AnnotationError, require
+from sparse_detr.records import Batch, Classes
+
+LOCATIONS = ("train_annotations", "train_images", "val_annotations", "val_images")
+
+
+class TrainBatches(Protocol):
+    """The training batches of one rank, in an order that follows from seed and epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunData:
+    """What one rank trains on, and is judged by."""
+
+    train: TrainBatches
+    val: Iterable[Batch]
+    """This rank's share of the held-out images."""
+    ground_truth: dict[str, Any]
+    """All held-out annotations in COCO's form."""
+    classes: Classes
+
+
+class _Loader:
+    def __init__(self, loader: DataLoader[Any], sampler: EpochSampler) -> None:
+        self._loader = loader
+        self._sampler = sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        self._sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+def read_annotations(data: DataConfig) -> tuple[CocoIndex, CocoIndex]:
+    """The training and the held-out annotations, with the same classes.
+
+    Raises:
+        ConfigError: a location is not set.
+        AnnotationError: a file is not what it claims to be, or the two declare different classes.
+    """
+    require_locations(data)
+    train, val = read_coco(data.train_annotations), read_coco(data.val_annotations)
+    if data.train_limit is not None:
+        train = _first_images(train, data.train_limit)
+    if train.classes != val.classes:
+        raise AnnotationError(
+            f"{data.val_annotations}: classes {val.classes.names} are not those of {data.train_annotations}, "
+            f"{train.classes.names}; declare the same categories, in the same order, in both"
+        )
+    return train, val
+
+
+def require_locations(data: DataConfig) -> None:
+    for name in LOCATIONS:
+        require(bool(getattr(data, name)), f"data.{name}: not set; give a path or s3:// URI")
+
+
+def _first_images(index: CocoIndex, limit: int) -> CocoIndex:
+    images = index.images[:limit]
+    names = {image.file_name for image in images}
+    return replace(index, images=images, dropped=tuple(box for box in index.dropped if box.file_name in names))
+
+
+def load_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> RunData:
+    """The batches of one rank: the training images shuffled and sharded, every `world_size`th held-out image."""
+    train, val = read_annotations(config.data)
+    data = config.data
+    cache = {"cache_bytes": data.cache == "bytes", "cache_pixels": data.cache == "pixels"}
+    train_set = DetectionDataset(train, data.train_images, TrainTransform(config=data.augment), **cache)
+    evaluation = EvalTransform(short_side=data.short_side, max_side=data.max_side)
+    val_set = DetectionDataset(val, data.val_images, evaluation, **cache)
+    sampler = EpochSampler(len(train_set), rank=rank, world_size=world_size, seed=config.training.seed)
+    sizes: dict[str, Any] = {"batch_size": config.training.batch_per_worker, "num_workers": data.loader_workers}
+    loader = DataLoader(train_set, sampler=sampler, drop_last=True, collate_fn=collate, **sizes)
+    share = range(rank, len(val_set), world_size)
+    val_loader = DataLoader(val_set, sampler=share, collate_fn=collate, **sizes)
+    return RunData(
+        train=_Loader(loader, sampler), val=val_loader, ground_truth=val.ground_truth(), classes=train.classes
+    )

@@ -1,0 +1,39 @@
+"""Puts the training loop of one rank together from a run's config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from pipelines.recipes.config import RunConfig
+from pipelines.train.engine.batches import load_data
+from pipelines.train.engine.initial_weights import StartReport, initial_model
+from pipelines.train.engine.loop import TrainHooks, TrainLoop
+from sparse_detr.losses.criterion import Criterion
+from sparse_detr.records import Classes
+
+
+def with_classes(config: RunConfig, classes: Classes) -> RunConfig:
+    """The same run with `model.num_classes` taken from the data."""
+    return replace(config, model=replace(config.model, num_classes=len(classes)))
+
+
+def build_loop(
+    config: RunConfig,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    hooks: TrainHooks | None = None,
+    on_weights: Callable[[StartReport], None] | None = None,
+) -> TrainLoop:
+    """Read the data and put the loop of one rank together; `on_weights` is told where its weights come from."""
+    data = load_data(config, rank=rank, world_size=world_size)
+    config = with_classes(config, data.classes)
+    model, weights = initial_model(config, data.classes)
+    if on_weights is not None:
+        on_weights(weights)
+    criterion = Criterion(config.loss)
+    return TrainLoop(config, model, criterion, data, rank=rank, world_size=world_size, device=device, hooks=hooks)

@@ -1,0 +1,142 @@
+"""A checkpoint of training as a folder: the model, and beside it what continues the run. Nothing in it can run.
+
+    model/            as sparse_detr.model.checkpoint writes it; loads alone for inference
+    trainer.pt        optimizer, raw weights under an average, counters, history: torch, loaded with weights_only=True
+    checkpoint.json   {"format": 1, "files": size and SHA-256 of trainer.pt and of the model's manifest}
+
+`checkpoint.json` is removed first and written last, so its presence says that all the rest is there, and its
+hashes that the model and the training state belong together, also after a copy through a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_detr.detector import SparseDetr
+from sparse_detr.errors import CheckpointError
+from sparse_detr.storage.location import locate
+from sparse_detr.weights.model_folder import MANIFEST, save_model
+
+FORMAT = 1
+MODEL_FOLDER, TRAINER, SEAL = "model", "trainer.pt", "checkpoint.json"
+
+_REMEDY = "give a whole checkpoint, or start without one"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingState:
+    """What continues a run beside the model itself."""
+
+    epoch: int
+    """Epochs that are complete."""
+    step: int
+    """Steps that are complete."""
+    optimizer: Mapping[str, Any]
+    """The optimizer's state_dict."""
+    weights: Mapping[str, Tensor] | None = None
+    """State of the trained weights where the saved model is their average."""
+    average_updates: int = 0
+    """Steps that went into the average."""
+    history: Sequence[Mapping[str, float]] = field(default_factory=tuple)
+    """Metrics, one entry an epoch."""
+
+
+def save_checkpoint(folder: Path, model: SparseDetr, state: TrainingState) -> None:
+    """Write the model and the training state to a local folder; a checkpoint that was there is replaced.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    target = locate(folder)
+    target.child(SEAL).delete_file()
+    save_model(folder / MODEL_FOLDER, model)
+    trainer = _dump(state)
+    target.child(TRAINER).write_bytes(trainer)
+    files = {TRAINER: _entry(trainer), f"{MODEL_FOLDER}/{MANIFEST}": _entry(_read(folder / MODEL_FOLDER / MANIFEST))}
+    target.child(SEAL).write_bytes(json.dumps({"format": FORMAT, "files": files}, indent=2).encode())
+
+
+def load_checkpoint(folder: Path) -> tuple[SparseDetr, TrainingState]:
+    """What `save_checkpoint` wrote: the model in evaluation mode, and the state, all tensors on the CPU.
+
+    Raises:
+        CheckpointError: cut short, damaged, put together from two, of another program, or unsafe; says which.
+    """
+    state = load_training_state(folder)
+    return SparseDetr.from_pretrained(folder / MODEL_FOLDER), state
+
+
+def load_training_state(folder: Path) -> TrainingState:
+    """The training state alone; raises as `load_checkpoint` does."""
+    files = _read_seal(folder)
+    for name in (TRAINER, f"{MODEL_FOLDER}/{MANIFEST}"):
+        if files.get(name) != _entry(_read(folder / name)):
+            raise CheckpointError(
+                f"{folder / name}: not the file that {SEAL} was written for: cut short, damaged or exchanged; {_REMEDY}"
+            )
+    return _parse(_read(folder / TRAINER), folder / TRAINER)
+
+
+def _dump(state: TrainingState) -> bytes:
+    content = {each.name: getattr(state, each.name) for each in fields(state)}
+    # Plain types, since loading allows no others: a numpy number in a metric would make the file unreadable.
+    content["history"] = [{name: float(value) for name, value in metrics.items()} for metrics in state.history]
+    content["optimizer"] = dict(state.optimizer)
+    content["weights"] = None if state.weights is None else dict(state.weights)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _parse(data: bytes, path: Path) -> TrainingState:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on foreign pickles, which are refused here anyway
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # torch's own text advises to load without the protection; we do not repeat it.
+        raise CheckpointError(
+            f"{path}: holds more than tensors and numbers, perhaps code; refused, use a checkpoint of this program"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path}: not a file of torch.save ({error}); {_REMEDY}") from error
+    names = {each.name for each in fields(TrainingState)}
+    if not isinstance(content, dict) or set(content) != names:
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path}: holds {found}, wanted {sorted(names)}; {_REMEDY}")
+    return TrainingState(**content)
+
+
+def _read_seal(folder: Path) -> Mapping[str, Any]:
+    path = folder / SEAL
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing, so this is no checkpoint, or one not written to its end; {_REMEDY}")
+    try:
+        content = json.loads(_read(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); {_REMEDY}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("files"), dict):
+        raise CheckpointError(f"{path}: not the seal of a checkpoint of format {FORMAT}; {_REMEDY}")
+    return dict(content["files"])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}

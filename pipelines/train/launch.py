@@ -1,0 +1,98 @@
+"""Starts the workers of a training with Ray Train and waits for them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+
+from pipelines.cluster.access import DriverAccess
+from pipelines.cluster.user_errors import raise_user_error
+from pipelines.recipes.config import RunConfig
+from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.training_run import address
+from pipelines.train.engine.progress import OnProgress, ProgressBoard
+from pipelines.train.output import CHECKPOINTS, best_checkpoint
+from pipelines.train.worker import WorkerTask, train_worker
+from sparse_detr.config_dict import to_dict
+from sparse_detr.storage.location import Location
+
+POLL_SECONDS = 0.3
+
+
+def fit(
+    config: RunConfig, output: Location, tracker: Tracker, on_progress: OnProgress | None
+) -> tuple[list[dict[str, float]], str]:
+    """Run the workers to the end; the history, and the folder name of the best checkpoint."""
+    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
+    access = DriverAccess(os.environ)
+    task = WorkerTask(config=to_dict(config), board=board, run=address(tracker), access=access)
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,  # type: ignore[arg-type]  # Ray forgets that a worker may return something.
+        train_loop_config={"task": task},
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if config.training.use_gpu else "gloo"),
+        scaling_config=_scaling(config),
+        run_config=_ray_run(config, output),
+    )
+    try:
+        result = _fit_in_background(trainer, board, on_progress)
+    except ray.train.TrainingFailedError as error:
+        raise_user_error(board, error)
+        raise
+    raise_user_error(board, None)
+    found = [(Path(checkpoint.path).name, metrics) for checkpoint, metrics in result.best_checkpoints or []]
+    return list(result.return_value or []), best_checkpoint(found)
+
+
+def _scaling(config: RunConfig) -> ray.train.ScalingConfig:
+    training = config.training
+    resources = {"CPU": float(training.cpus_per_worker)} | ({"GPU": 1.0} if training.use_gpu else {})
+    return ray.train.ScalingConfig(
+        num_workers=training.workers, use_gpu=training.use_gpu, resources_per_worker=resources
+    )
+
+
+def _ray_run(config: RunConfig, output: Location) -> ray.train.RunConfig:
+    return ray.train.RunConfig(
+        name=CHECKPOINTS,
+        storage_path=output.path,
+        storage_filesystem=output.filesystem,
+        failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
+        checkpoint_config=ray.train.CheckpointConfig(
+            num_to_keep=config.training.keep_checkpoints, checkpoint_score_attribute="ap", checkpoint_score_order="max"
+        ),
+        logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # V2 has it.
+    )
+
+
+def _fit_in_background(trainer: Any, board: Any, on_progress: OnProgress | None) -> Any:
+    """`trainer.fit()` beside this thread, which stays free for progress and for Ctrl-C.
+
+    In the main thread Ray would replace the handler of SIGINT for good, and end a run that Ctrl-C stopped as if it
+    were complete.
+    """
+    outcome: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            outcome["result"] = trainer.fit()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    seen = None
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        progress = ray.get(board.latest.remote())
+        if on_progress is not None and progress is not None and progress != seen:
+            seen = progress
+            on_progress(progress)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["result"]

@@ -1,0 +1,115 @@
+"""Training as a job of Ray Train: workers, checkpoints in the store, one MLflow run, one result.
+
+`train_output` says what lies where in the output folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelines.cluster.resources import require_cluster
+from pipelines.cluster.session import prepare_environment
+from pipelines.recipes.config import RunConfig
+from pipelines.recipes.paths import absolute
+from pipelines.tracking.training_run import open_tracker
+from pipelines.train.engine.build import with_classes
+from pipelines.train.engine.initial_weights import StartReport, initial_model
+from pipelines.train.engine.progress import OnProgress
+from pipelines.train.launch import fit
+from pipelines.train.output import CHECKPOINTS, claim_output, publish_model, write_result, write_run
+from pipelines.train.preflight import OnStart, RunStart, check_data
+from sparse_detr.records import Classes
+from sparse_detr.storage.location import Location, check_access, locate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a training left behind."""
+
+    checkpoint: str
+    """Path or URI of the model folder with the best held-out AP."""
+    history: tuple[Mapping[str, float], ...]
+    """Metrics of every epoch: loss terms, `ap` and COCO's other numbers, `lr`, `images_per_second`, ..."""
+    seconds: float
+    """From the call to the result."""
+    images_per_second: float
+    """Mean training throughput of all workers together, evaluation left out."""
+    start: RunStart
+    """What was found before the first step: data, starting weights."""
+    run_id: str | None = None
+    """MLflow run."""
+
+    @property
+    def best(self) -> Mapping[str, float]:
+        """Metrics of the epoch with the best AP."""
+        return max(self.history, key=lambda metrics: metrics.get("ap", -1.0))
+
+
+def train(
+    config: RunConfig,
+    *,
+    on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> TrainResult:
+    """Train on the Ray that this process is connected to (see `ray_session`).
+
+    `on_start` is called before the workers start, with what was found until then, `on_progress` about three times a
+    second, both in this thread. Ctrl-C leaves at once with KeyboardInterrupt; `ray.shutdown` (or leaving
+    `ray_session`) ends the workers.
+
+    Args:
+        parent_run_id: MLflow run to nest this one under.
+        tags: tags of the MLflow run.
+
+    Raises:
+        SparseDetrError: anything that the user can mend, found before the workers start or by one of them.
+        ray.train.TrainingFailedError: workers died more often than `training.max_failures`.
+    """
+    started = time.perf_counter()
+    prepare_environment()
+    config = absolute(config)
+    output = locate(config.output)
+    check_access(output)
+    data = check_data(config)
+    config = with_classes(config, data.classes)
+    require_cluster(config.training.workers, config.training.cpus_per_worker, config.training.use_gpu)
+    start = RunStart(data=data, weights=_starting_weights(config, output, data.classes))
+    continued = claim_output(output, config)
+    if on_start is not None:
+        on_start(start)
+    with open_tracker(config, parent_run_id=parent_run_id, run_id=continued, tags=tags) as tracker:
+        write_run(output, config, tracker.run_id)
+        start.record(tracker)
+        history, best = fit(config, output, tracker, on_progress)
+        model = publish_model(output, best)
+        tracker.model(model.uri)
+        seconds, speed = time.perf_counter() - started, mean_throughput(history)
+        tracker.metrics({"seconds": seconds, "mean_images_per_second": speed}, len(history))
+    summary = {"history": history, "seconds": seconds, "images_per_second": speed, "model": model.uri}
+    write_result(output, summary)
+    return TrainResult(
+        checkpoint=model.uri,
+        history=tuple(history),
+        seconds=seconds,
+        images_per_second=speed,
+        start=start,
+        run_id=tracker.run_id,
+    )
+
+
+def _starting_weights(config: RunConfig, output: Location, classes: Classes) -> StartReport | None:
+    """What the workers will start from, found out here, where it can be shown; None where they go on instead."""
+    if config.existing == "resume" and output.child(CHECKPOINTS).exists():
+        return None
+    return initial_model(config, classes)[1]
+
+
+def mean_throughput(history: Sequence[Mapping[str, float]]) -> float:
+    """Images a second over all epochs."""
+    seconds = sum(metrics["train_seconds"] for metrics in history)
+    images = sum(metrics["images_per_second"] * metrics["train_seconds"] for metrics in history)
+    return images / seconds if seconds else 0.0

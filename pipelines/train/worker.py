@@ -1,0 +1,127 @@
+"""What one Ray Train worker does: build the loop of its rank, restore it, run it, report every epoch."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from pipelines.cluster.access import DriverAccess
+from pipelines.recipes.config import RunConfig
+from pipelines.tracking.tracker import NullTracker, Tracker
+from pipelines.train.engine.build import build_loop
+from pipelines.train.engine.loop import Metrics, TrainLoop
+from pipelines.train.engine.progress import StepProgress
+from pipelines.train.pictures import TrainingPictures
+from sparse_detr.config_dict import from_dict
+from sparse_detr.errors import SparseDetrError
+from sparse_detr.ops.self_check import self_test
+
+logger = logging.getLogger(__name__)
+
+POST_SECONDS = 0.5
+"""Least time between two posts to the driver."""
+CURVE_SECONDS = 10.0
+"""Least time between two points of the curves over steps in MLflow."""
+
+UNKNOWN_AP = -1.0
+"""What Ray is told for an epoch without evaluation: Ray wants the score of every checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerTask:
+    """What the driver tells its workers, as plain as Ray can send it."""
+
+    config: dict[str, Any] = field(repr=False)
+    """The run config as a dict. It and `run` may hold a tracking URI with a password, so no text shows them."""
+    board: Any
+    """Handle of the `ProgressBoard` actor."""
+    run: tuple[str, str] | None = field(repr=False)
+    """Tracking URI and id of the MLflow run that rank 0 writes to; None writes to none."""
+    access: DriverAccess
+    """Works by arriving: see there."""
+
+
+def checkpoint_name(epoch: int) -> str:
+    """Folder of the checkpoint after `epoch` epochs."""
+    return f"epoch_{epoch:04d}"
+
+
+class RayHooks:
+    """Tells the driver, MLflow and Ray Train how far the loop of this rank is."""
+
+    def __init__(self, board: Any, tracker: Tracker, rank: int, pictures: TrainingPictures) -> None:
+        self._board = board
+        self._tracker = tracker
+        self._rank = rank
+        self._pictures = pictures
+        self._posted = self._drawn = 0.0
+
+    def step_done(self, progress: StepProgress) -> None:
+        """Post to the driver now and then; the call returns without waiting for the answer."""
+        now = time.monotonic()
+        if self._rank != 0:
+            return
+        if now - self._posted >= POST_SECONDS:
+            self._posted = now
+            self._board.post.remote(progress)
+        if now - self._drawn >= CURVE_SECONDS:
+            self._drawn = now
+            self._tracker.metrics({f"step_{name}": value for name, value in progress.metrics.items()}, progress.step)
+
+    def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
+        """Post, log, report with a checkpoint of rank 0, draw; every rank takes part in Ray's report."""
+        # Ray needs the score alone; the history travels in the checkpoint and as the worker's return value.
+        score = {"epoch": progress.epoch, "ap": progress.metrics.get("ap", UNKNOWN_AP)}
+        if self._rank != 0:
+            ray.train.report(score)
+            return
+        self._board.post.remote(progress)
+        self._tracker.metrics(progress.metrics, progress.epoch)
+        with tempfile.TemporaryDirectory(prefix="sparse-detr-") as folder:
+            loop.save(Path(folder))
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(score, checkpoint, checkpoint_dir_name=checkpoint_name(progress.epoch))
+        self._pictures.epoch_done(loop, progress)
+
+
+def train_worker(settings: dict[str, Any]) -> list[Metrics]:
+    """Train one rank to the end; returns the history, or nothing where an earlier attempt found a user's mistake.
+
+    Ray would restart the workers after any error; one that the user must mend is noted on the board first, and the
+    next attempt ends at once.
+    """
+    task: WorkerTask = settings["task"]
+    if ray.get(task.board.mistake.remote()) is not None:
+        return []
+    try:
+        return list(_run(task))
+    except SparseDetrError as error:
+        ray.get(task.board.fail.remote(type(error).__name__, str(error)))
+        raise
+
+
+def _run(task: WorkerTask) -> tuple[Metrics, ...]:
+    config = from_dict(RunConfig, task.config)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config.training.cpus_per_worker)
+    tracker = Tracker.attach(*task.run) if rank == 0 and task.run is not None else NullTracker()
+    hooks = RayHooks(task.board, tracker, rank, TrainingPictures(config, tracker))
+    device = ray.train.torch.get_device() if config.training.use_gpu else torch.device("cpu")
+    self_test(device.type)
+    loop = build_loop(config, rank=rank, world_size=world_size, device=device, hooks=hooks)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            loop.restore(Path(folder))
+        logger.warning("rank %d continues after epoch %d from %s", rank, loop.epoch, checkpoint.path)
+    return loop.run()

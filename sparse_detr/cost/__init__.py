@@ -1,0 +1,1 @@
+"""Operations of a model by formula, and its latency."""

@@ -1,0 +1,1 @@
+"""Weights in files: model folders, backbones, the authors' checkpoints."""

@@ -1,0 +1,1 @@
+"""The authors' checkpoints: their keys, flags and files."""

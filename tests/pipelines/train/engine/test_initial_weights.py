@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.recipes.config import RunConfig
+from pipelines.recipes.override import override
+from pipelines.recipes.paths import absolute
+from pipelines.train.engine.build import build_loop, with_classes
+from pipelines.train.engine.initial_weights import initial_model
+from sparse_detr.detector import SparseDetr
+from sparse_detr.errors import ConfigError
+from sparse_detr.records import Classes, ImageSize
+from sparse_detr.weights.model_folder import save_model
+
+CLASSES = Classes(names=("red", "white", "platelet"), category_ids=(1, 2, 3))
+
+
+def test_relative_paths_become_absolute_and_uris_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = override(RunConfig(), {"data.train_images": "images", "data.val_images": "s3://bucket/val",
+                                    "training.init_model": "start", "tracking_uri": "sqlite:///mlflow.db"})  # fmt: skip
+    found = absolute(config)
+
+    assert found.data.train_images == str(tmp_path / "images")
+    assert found.data.val_images == "s3://bucket/val"
+    assert found.data.train_annotations == ""
+    assert found.training.init_model == str(tmp_path / "start")
+    assert found.training.init_backbone is None
+    assert found.output == str(tmp_path / "runs/train")
+    assert found.tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert absolute(found) == found
+
+
+def test_the_checksum_of_a_backbone_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, full in (
+        ("r50.pth#sha256=01234567", f"{tmp_path}/r50.pth#sha256=01234567"),
+        ("https://host/r50.pth#sha256=01234567", "https://host/r50.pth#sha256=01234567"),
+    ):
+        assert absolute(override(RunConfig(), {"training.init_backbone": given})).training.init_backbone == full
+
+
+def test_the_classes_come_from_the_data(quick_run: RunConfig) -> None:
+    loop = build_loop(override(quick_run, {"model.num_classes": 91}))
+
+    assert loop.model.config.num_classes == 4
+    assert loop.model.classes is not None
+    assert loop.model.classes.names == ("circle", "square", "star", "triangle")
+    assert with_classes(quick_run, CLASSES).model.num_classes == 3
+
+
+def test_the_seed_decides_the_first_weights(quick_run: RunConfig) -> None:
+    def weight(seed: int) -> torch.Tensor:
+        config = with_classes(override(quick_run, {"training.seed": seed}), CLASSES)
+        return initial_model(config, CLASSES)[0].feature_projection.state_dict()["projections.0.0.weight"]
+
+    assert torch.equal(weight(1), weight(1))
+    assert not torch.equal(weight(1), weight(2))
+
+
+def test_a_backbone_file_says_what_it_lacks(shared: Path) -> None:
+    uri = str(shared / "data/backbones/resnet18_imagenet_stem_to_layer3.safetensors")
+    from pipelines.recipes.registry import get_recipe
+
+    config = override(get_recipe("bccd_r18"), {"training.init_backbone": uri})
+    model, report = initial_model(config, CLASSES)
+    plain = SparseDetr(config.model)
+
+    assert report.source == uri
+    assert any("layer3" in name for name in report.loaded)
+    assert report.fresh
+    assert all("layer4" in name for name in report.fresh)
+    assert "layer4" in report.describe()
+    assert not torch.equal(model.backbone.conv1.weight, plain.backbone.conv1.weight)
+
+
+def test_a_start_from_a_model_names_what_is_fresh(quick_run: RunConfig, tmp_path: Path) -> None:
+    dense = with_classes(override(quick_run, {"model.keep_ratio": 1.0}), CLASSES)
+    given, _ = initial_model(dense, CLASSES)
+    save_model(tmp_path / "model", given)
+    sparse = override(dense, {"model.keep_ratio": 0.3, "training.init_model": str(tmp_path / "model")})
+    model, report = initial_model(sparse, CLASSES)
+
+    assert report.fresh
+    assert all(name.startswith("scoring_network.") for name in report.fresh)
+    assert set(report.loaded) == set(given.state_dict())
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in given.state_dict().items())
+    back = override(sparse, {"model.keep_ratio": 1.0})
+    assert initial_model(back, CLASSES)[1].ignored == ()
+
+
+def test_a_model_of_other_classes_is_refused(quick_run: RunConfig, tmp_path: Path) -> None:
+    model, _ = initial_model(with_classes(quick_run, CLASSES), CLASSES)
+    save_model(tmp_path / "model", model)
+
+    with pytest.raises(ConfigError, match=r"training\.init_model: .*'red'.*'circle'"):
+        build_loop(override(quick_run, {"training.init_model": str(tmp_path / "model")}))
+
+
+def test_the_model_knows_the_size_of_its_evaluation(quick_run: RunConfig) -> None:
+    config = with_classes(override(quick_run, {"data.short_side": 48, "data.max_side": 80}), CLASSES)
+    assert initial_model(config, CLASSES)[0].image_size == ImageSize(short_side=48, max_side=80)

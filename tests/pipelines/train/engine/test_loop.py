@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.recipes.config import RunConfig
+from pipelines.recipes.override import override
+from pipelines.train.engine.build import build_loop
+from pipelines.train.engine.loop import TrainLoop
+from pipelines.train.engine.progress import StepProgress
+from sparse_detr.config_dict import to_dict
+from sparse_detr.errors import ConfigError, NotFiniteError
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.steps: list[StepProgress] = []
+        self.epochs: list[StepProgress] = []
+
+    def step_done(self, progress: StepProgress) -> None:
+        self.steps.append(progress)
+
+    def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
+        self.epochs.append(progress)
+
+
+def weights(loop: TrainLoop) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in loop.best_weights.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask_prediction")
+
+
+def test_the_loop_learns_and_tells_how_far_it_is(quick_run: RunConfig) -> None:
+    hooks = Recorder()
+    # Overfit: the held-out images are the training images, unaugmented.
+    changes = {
+        "data.train_limit": 8,
+        "data.augment.crop": 0.0,
+        "data.augment.flip": 0.0,
+        "data.augment.short_sides": [64],
+        "training.epochs": 40,
+        "training.evaluate_every": 40,
+        "training.ema_decay": 0.0,
+        "optimizer.lr": 2e-3,
+        "optimizer.backbone_lr": 2e-3,
+    }
+    loop = build_loop(override(quick_run, changes), hooks=hooks)
+    history = loop.run()
+
+    assert len(history) == 40
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    assert history[-1]["loss_ce"] < 0.5 * history[0]["loss_ce"]
+    assert 0.0 <= history[-1]["ap"] <= history[-1]["ap50"] <= 1.0
+    assert "ap" not in history[0]
+    assert [progress.step for progress in hooks.steps] == list(range(1, 41))
+    assert hooks.epochs[-1].epoch == hooks.epochs[-1].epochs == 40
+    assert hooks.epochs[-1].metrics == history[-1]
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_restored_run_goes_on_bit_for_bit(quick_run: RunConfig, tmp_path: Path, ema_decay: float) -> None:
+    config = override(quick_run, {"training.ema_decay": ema_decay, "model.dropout": 0.1})
+    whole = build_loop(config)
+    whole.run()
+
+    class StopError(Exception):
+        pass
+
+    class SaveOnce(Recorder):
+        def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
+            loop.save(tmp_path)
+            raise StopError
+
+    first = build_loop(config, hooks=SaveOnce())
+    with pytest.raises(StopError):
+        first.run()
+    second = build_loop(config)
+    second.restore(tmp_path)
+    assert (second.epoch, second.step) == (1, 3)
+    history = second.run()
+
+    assert same(weights(whole), weights(second))
+    assert same(dict(whole.model.state_dict()), dict(second.model.state_dict()))
+    for mine, other in zip(whole.history, history, strict=True):
+        assert {name: mine[name] for name in LOSSES} == {name: other[name] for name in LOSSES}
+        assert mine["ap"] == other["ap"]
+
+
+def test_epochs_differ_and_seeds_decide(quick_run: RunConfig) -> None:
+    first, again = build_loop(quick_run), build_loop(quick_run)
+    other = build_loop(override(quick_run, {"training.seed": 7}))
+    histories = [loop.run() for loop in (first, again, other)]
+
+    assert same(weights(first), weights(again))
+    assert histories[0][0]["loss"] == histories[1][0]["loss"] != histories[2][0]["loss"]
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_term(quick_run: RunConfig) -> None:
+    loop = build_loop(quick_run)
+    criterion = loop.criterion
+
+    def broken(output: Any, targets: Any) -> Any:
+        report = criterion(output, targets)
+        if loop.step == 1:
+            report.terms["loss_giou"].fill_(float("nan"))
+            object.__setattr__(report, "total", report.total * float("nan"))
+        return report
+
+    loop.criterion = broken  # type: ignore[assignment]
+    before = weights(loop)
+    with pytest.raises(NotFiniteError, match=r"step 1 \(epoch 1\): NaN or infinity of loss_giou.*optimizer\.lr"):
+        loop.run()
+    assert all(bool(value.isfinite().all()) for value in loop.model.state_dict().values())
+    assert before.keys() == loop.model.state_dict().keys()
+
+
+def test_predictions_that_are_not_finite_stop_with_the_step(quick_run: RunConfig) -> None:
+    loop = build_loop(quick_run)
+    with torch.no_grad():
+        next(loop.model.decoder.parameters()).fill_(float("nan"))
+
+    with pytest.raises(NotFiniteError, match=r"step 0 \(epoch 1\): .*NaN"):
+        loop.run()
+
+
+def test_bfloat16_trains_in_float32_weights(quick_run: RunConfig) -> None:
+    loop = build_loop(override(quick_run, {"training.precision": "bfloat16", "training.epochs": 1}))
+    before = weights(loop)
+    (metrics,) = loop.run()
+
+    assert all(value.dtype == torch.float32 for value in loop.model.state_dict().values() if value.is_floating_point())
+    assert not same(before, weights(loop))
+    exact = build_loop(override(quick_run, {"training.epochs": 1})).run()[0]
+    assert metrics["loss"] != exact["loss"]
+    assert metrics["loss"] == pytest.approx(exact["loss"], rel=0.05)
+
+
+def test_gradients_are_clipped_to_the_norm(quick_run: RunConfig) -> None:
+    loop = build_loop(override(quick_run, {"optimizer.clip_norm": 0.01}))
+    loop.network.train()
+    loop.train_step(next(iter(loop.data.train)))
+
+    squares = [parameter.grad.square().sum() for parameter in loop.model.parameters() if parameter.grad is not None]
+    assert torch.stack(squares).sum().sqrt().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_fine_tuning_starts_from_the_given_model(quick_run: RunConfig, tmp_path: Path) -> None:
+    from sparse_detr.weights.model_folder import save_model
+
+    trained = build_loop(quick_run)
+    trained.run()
+    save_model(tmp_path / "model", trained.best_weights)
+    tuned = build_loop(override(quick_run, {"training.init_model": str(tmp_path / "model"), "model.keep_ratio": 0.6}))
+
+    assert same(weights(trained), weights(tuned))
+    with pytest.raises(ConfigError, match=r"training\.init_model: .*shape"):
+        build_loop(override(quick_run, {"training.init_model": str(tmp_path / "model"), "model.channels": 64}))
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_although_one_has_no_objects(quick_run: RunConfig, tmp_path: Path) -> None:
+    config = override(quick_run, {"training.workers": 2, "training.epochs": 1, "training.global_batch": 2})
+    config = override(config, {"data.train_annotations": str(_without_most_objects(config, tmp_path))})
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    script = Path(__file__).with_name("two_ranks.py")
+    ranks = [
+        subprocess.Popen([sys.executable, str(script), str(tmp_path), str(rank)], cwd=Path(__file__).parents[4])
+        for rank in range(2)
+    ]
+    try:
+        assert [process.wait(timeout=200) for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+
+    # Losses are averaged and AP is gathered, so both ranks hold the same; DDP keeps the weights equal.
+    assert first["history"][0]["loss"] == second["history"][0]["loss"]
+    assert first["history"][0]["ap"] == second["history"][0]["ap"]
+    assert first["total"] == second["total"]
+    assert first["history"][0]["step"] == 2.0
+
+
+def _without_most_objects(config: RunConfig, folder: Path) -> Path:
+    """Annotations of four images of which one has objects: in each step at least one rank has none."""
+    data = json.loads(Path(config.data.train_annotations).read_text())
+    data["images"] = data["images"][:4]
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] == data["images"][0]["id"]]
+    path = folder / "sparse.json"
+    path.write_text(json.dumps(data))
+    return path

@@ -1,0 +1,133 @@
+"""Ray Train for real: two workers, checkpoints in S3, restarts. Everything here shares one local Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipelines.cluster.session import RaySession
+from pipelines.recipes.config import RunConfig
+from pipelines.recipes.override import override
+from pipelines.train.engine.progress import StepProgress
+from sparse_detr.errors import ConfigError, ImageError, OutputExistsError
+from sparse_detr.storage.location import Location, locate
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def stored_run(quick_run: RunConfig, store: Location, mlflow_uri: str, ray_cluster: RaySession) -> RunConfig:
+    """Two workers, images and results in the S3 store."""
+    source = Path(quick_run.data.train_annotations).parent
+    store.child("data").copy_tree_from(source)
+    uris = {
+        "data.train_annotations": store.child("data/train.json").uri,
+        "data.train_images": store.child("data/train").uri,
+        "data.val_annotations": store.child("data/val.json").uri,
+        "data.val_images": store.child("data/val").uri,
+    }
+    changes = {"training.workers": 2, "output": store.child("run").uri, "tracking_uri": mlflow_uri}
+    return override(quick_run, uris | changes)
+
+
+def test_two_workers_train_from_and_into_s3(stored_run: RunConfig) -> None:
+    from mlflow import MlflowClient
+
+    from pipelines.train.run import train
+    from sparse_detr.detector import SparseDetr
+
+    seen: list[StepProgress] = []
+    result = train(stored_run, on_progress=seen.append)
+
+    assert [metrics["epoch"] for metrics in result.history] == [1.0, 2.0]
+    assert all({"loss", "ap", "ap50", "images_per_second"} <= metrics.keys() for metrics in result.history)
+    assert result.images_per_second > 0
+    assert seen[-1].epoch == 2
+    assert [progress.step for progress in seen] == sorted(progress.step for progress in seen)
+
+    model = SparseDetr.from_pretrained(result.checkpoint)
+    assert result.checkpoint == f"{stored_run.output}/model"
+    assert model.classes is not None
+    assert model.classes.names == ("circle", "square", "star", "triangle")
+    output = locate(stored_run.output)
+    assert json.loads(output.child("result.json").read_bytes())["history"] == [dict(m) for m in result.history]
+
+    assert stored_run.tracking_uri is not None
+    assert result.run_id is not None
+    run = MlflowClient(tracking_uri=stored_run.tracking_uri).get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optimizer.lr"] == str(stored_run.optimizer.lr)
+    assert run.data.metrics["ap"] == pytest.approx(result.history[-1]["ap"])
+    assert run.data.metrics["dropped_boxes"] == 0
+    assert run.data.tags["sparse_detr.starting_weights"] == "all weights start fresh"
+
+    with pytest.raises(OutputExistsError, match="overwrite or resume"):
+        train(stored_run)
+
+    longer = train(override(stored_run, {"training.epochs": 3, "existing": "resume"}))
+    assert [dict(m) for m in longer.history[:2]] == [dict(m) for m in result.history]
+    assert longer.history[2]["epoch"] == 3.0
+    assert longer.run_id == result.run_id
+
+
+def test_a_killed_worker_resumes_from_the_last_checkpoint(stored_run: RunConfig, ray_cluster: RaySession) -> None:
+    from pipelines.train.run import train
+
+    config = override(stored_run, {"training.epochs": 3})
+    killed: list[int] = []
+
+    def kill_once(progress: StepProgress) -> None:
+        if not killed and progress.epoch == 1:
+            victim = _pid_of_a_worker(ray_cluster.address)
+            killed.append(victim)
+            os.kill(victim, signal.SIGKILL)
+
+    result = train(config, on_progress=kill_once)
+
+    assert len(killed) == 1
+    assert [metrics["epoch"] for metrics in result.history] == [1.0, 2.0, 3.0]
+    steps = [metrics["step"] for metrics in result.history]
+    assert steps == [3.0, 6.0, 9.0]
+
+
+def _pid_of_a_worker(address: str) -> int:
+    from ray.util.state import list_actors
+
+    # The address: other clusters may run on this machine.
+    wanted = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+    found = list_actors(address=address, filters=wanted, detail=True)
+    return int(found[-1].pid)
+
+
+def test_a_broken_image_is_reported_and_not_retried_for_ever(stored_run: RunConfig, tmp_path: Path) -> None:
+    from pipelines.train.run import train
+
+    source = tmp_path / "train"
+    source.mkdir()
+    locate(stored_run.data.train_images).download_to(source)
+    name = sorted(source.iterdir())[3].name
+    (source / name).write_bytes(b"this is no picture")
+    config = override(stored_run, {"data.train_images": str(source), "tracking_uri": "none"})
+
+    with pytest.raises(ImageError, match=name):
+        train(config)
+
+
+def test_what_the_cluster_cannot_hold_is_refused(stored_run: RunConfig) -> None:
+    from pipelines.train.run import train
+
+    with pytest.raises(ConfigError, match="8 take 8 CPUs together, the cluster has 4"):
+        train(override(stored_run, {"training.workers": 8}))
+
+
+def test_a_missing_image_is_found_before_any_worker_starts(stored_run: RunConfig, tmp_path: Path) -> None:
+    from pipelines.train.run import train
+    from sparse_detr.errors import AnnotationError
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AnnotationError, match=r"\.jpg"):
+        train(override(stored_run, {"data.val_images": str(tmp_path / "empty")}))

@@ -1,0 +1,30 @@
+"""`sparse-detr sweep`: progress, and the trials as a table."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.cli.console import progress_bar, say
+from pipelines.cluster.session import ray_session
+from tune.config import SweepConfig
+from tune.report import rows
+from tune.sweep import sweep
+
+
+def sweep_command(config: SweepConfig) -> int:
+    """Run the sweep and show its trials, the best first."""
+    with ray_session(), progress_bar("Sweeping") as move:
+        result = sweep(
+            config,
+            on_start=lambda start: say(start.describe()),
+            on_progress=lambda progress: move(progress.epochs_done, progress.epochs),
+        )
+    table = Table(title=f"{len(result.trials)} trials, best first", title_justify="left")
+    found = rows(result.trials)
+    for name in found[0]:
+        table.add_column(name, overflow="fold")
+    for row in found:
+        table.add_row(*row.values())
+    Console().print(table)
+    return 0
