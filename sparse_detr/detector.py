@@ -10,10 +10,10 @@ from sparse_detr.errors import ConfigError
 from sparse_detr.model import build
 from sparse_detr.model.base import Detector
 from sparse_detr.model.config import ModelConfig
-from sparse_detr.model.decoder import Decoded
-from sparse_detr.model.encoder import Encoded
+from sparse_detr.model.decoder import DecoderOutput
+from sparse_detr.model.encoder import EncoderOutput
 from sparse_detr.model.proposals import ProposalGrid, Queries, TopKQueries, proposal_grid
-from sparse_detr.model.scoring_network import Scored
+from sparse_detr.model.scoring_network import TokenScores
 from sparse_detr.model.token_selection import select_tokens
 from sparse_detr.records import FeaturePyramid, ImageBatch, Output
 from sparse_detr.weights.authors.config import Hints
@@ -54,9 +54,9 @@ class SparseDetr(Detector):
         grid = proposal_grid(pyramid)
         scored = self._score_tokens(pyramid, grid, ratio, with_auxiliary)
         selection = None if scored is None else select_tokens(scored.saliency, pyramid.padding, ratio)
-        encoded: Encoded = self.encoder(pyramid, selection, grid.logits, with_auxiliary)
+        encoded: EncoderOutput = self.encoder(pyramid, selection, grid.logits, with_auxiliary)
         queries: Queries = self.queries(encoded.memory, grid, self.decoder.heads[0], with_auxiliary)
-        decoded: Decoded = self.decoder(queries, encoded.memory, pyramid, with_auxiliary)
+        decoded: DecoderOutput = self.decoder(queries, encoded.memory, pyramid, with_auxiliary)
         *earlier, last = decoded.predictions
         return Output(
             logits=last.logits,
@@ -99,10 +99,10 @@ class SparseDetr(Detector):
 
     def _score_tokens(
         self, pyramid: FeaturePyramid, grid: ProposalGrid, ratio: float, with_predictions: bool
-    ) -> Scored | None:
+    ) -> TokenScores | None:
         if ratio == 1.0 or self.scoring_network is None:
             return None
         assert isinstance(self.queries, TopKQueries), "sparsity comes with top-k queries"
         tokens = self.queries.embed(pyramid.tokens + pyramid.position, grid)
-        scored: Scored = self.scoring_network(tokens, pyramid.padding, grid.logits, with_predictions)
+        scored: TokenScores = self.scoring_network(tokens, pyramid.padding, grid.logits, with_predictions)
         return scored

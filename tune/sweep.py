@@ -1,4 +1,4 @@
-"""A sweep: several short trainings with Ray Tune, compared by held-out AP."""
+"""A sweep: several short trainings with Ray Tune, compared by validation AP."""
 
 from __future__ import annotations
 

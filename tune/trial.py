@@ -63,7 +63,7 @@ class TuneHooks:
         metrics = dict(progress.metrics)
         self._tracker.metrics(metrics, progress.epoch)
         if progress.epoch == progress.epochs:
-            save_model(self._model, loop.best_weights)
+            save_model(self._model, loop.eval_model)
         ray.tune.report(metrics | {"model": self._model})
 
 

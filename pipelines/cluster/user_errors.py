@@ -12,7 +12,7 @@ from sparse_detr import errors
 from sparse_detr.errors import SparseDetrError
 
 
-def user_mistake(error: BaseException) -> SparseDetrError | None:
+def user_error(error: BaseException) -> SparseDetrError | None:
     """The mistake behind an error, also where Ray has wrapped what a worker raised."""
     seen: set[int] = set()
     queue: list[Any] = [error]

@@ -31,7 +31,7 @@ class MakeShapesConfig:
     train: int = 2000
     """Training images."""
     val: int = 300
-    """Held-out images."""
+    """Validation images."""
     size: int = 128
     """Height and width of an image in pixels."""
     seed: int = 0

@@ -29,7 +29,7 @@ class DemoData:
 def upload(store: Location, config: DemoConfig, on_progress: Callable[[int, int], None]) -> DemoData:
     """Generate everything and write it to the store."""
     shapes = ShapesConfig(images=config.images, size=IMAGE_SIZE, seed=config.seed)
-    splits = {"train": config.images, "val": config.held_out, "collection": config.collection}
+    splits = {"train": config.images, "val": config.validation, "collection": config.collection}
     folder = store.child("shapes")
     uris = write_shapes(folder, shapes, splits, on_progress)
     collection = locate(uris["collection"].images)

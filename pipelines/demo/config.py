@@ -23,7 +23,7 @@ class DemoConfig:
     """MLflow tracking URI; without it MLFLOW_TRACKING_URI, or a sqlite store in `output`."""
     images: int = 2000
     """Training images to generate."""
-    held_out: int = 300
+    validation: int = 300
     """Images that training never sees."""
     collection: int = 200
     """Images to detect objects in after the training; a few broken ones come on top."""
@@ -43,7 +43,7 @@ class DemoConfig:
     """Everything random follows from it."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "held_out", "collection", "workers", "trials", "trial_epochs", "trial_images"):
+        for name in ("images", "validation", "collection", "workers", "trials", "trial_epochs", "trial_images"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}; give at least 1")
         require(self.epochs is None or self.epochs >= 1, f"epochs: {self.epochs}; give at least 1")
         require(

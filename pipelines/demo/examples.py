@@ -28,7 +28,7 @@ _THRESHOLD = 0.4
 
 
 class Inspection:
-    """Held-out images in memory, to look at the model from several sides."""
+    """Validation images in memory, to look at the model from several sides."""
 
     def __init__(self, model: SparseDetr, annotations: str, images: str, *, side: int) -> None:
         self._model = model
@@ -39,7 +39,7 @@ class Inspection:
         self._batches: list[Batch] = list(DataLoader(self._dataset, batch_size=_BATCH, collate_fn=collate))
 
     def at_ratio(self, ratio: float) -> RatioPoint:
-        """COCO's precision on all held-out images, and the time of one image, with this keep ratio."""
+        """COCO's precision on all validation images, and the time of one image, with this keep ratio."""
         results = []
         classes = self._classes
         started = time.perf_counter()
@@ -66,7 +66,7 @@ class Inspection:
         return tuple(points)
 
     def examples(self, count: int) -> Iterator[Example]:
-        """Pictures of the first held-out images that have several objects."""
+        """Pictures of the first validation images that have several objects."""
         rich = [place for place, image in enumerate(self._index.images) if len(image.labels) >= 3]
         for place in (rich or list(range(len(self._index))))[:count]:
             yield self._example(place)

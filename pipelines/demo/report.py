@@ -62,7 +62,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A held-out image, and what the detector saw in it."""
+    """A validation image, and what the detector saw in it."""
 
     caption: str
     pictures: tuple[tuple[str, npt.NDArray[np.uint8]], ...]
@@ -165,7 +165,7 @@ def _charts(report: Report) -> dict[str, Any]:
         "loss": _over_epochs(report, _LOSS, "loss"),
         "overlap": _over_epochs(report, _OVERLAP, "share of decoder attention"),
         "terms": _over_epochs(report, _TERMS, "unweighted loss"),
-        "ap": _over_epochs(report, _PRECISION, "held-out precision"),
+        "ap": _over_epochs(report, _PRECISION, "validation precision"),
         "ratio": _ratio_chart(report),
         "steps": bar_chart({step.name: step.seconds for step in report.steps}, unit="s") if report.steps else None,
     }
@@ -190,4 +190,4 @@ def _ratio_chart(report: Report) -> str | None:
         ratios = tuple(trial.params["keep_ratio"] for trial in trials)
         found = tuple(trial.metrics["ap"] for trial in trials)
         lines.append(Curve(name="AP of the sweep's trials", x=ratios, y=found, line=False))
-    return line_chart(lines, x_label="keep ratio", y_label="held-out precision", from_zero=True)
+    return line_chart(lines, x_label="keep ratio", y_label="validation precision", from_zero=True)

@@ -92,12 +92,12 @@ def make_report(config: DemoConfig, place: Place, chapters: Chapters, steps: tup
     return Report(
         title="Sparse DETR, from nothing to detections",
         subtitle=(
-            f"{config.images:,} training and {config.held_out:,} held-out pictures of {IMAGE_SIZE} x {IMAGE_SIZE}; "
+            f"{config.images:,} training and {config.validation:,} validation pictures of {IMAGE_SIZE} x {IMAGE_SIZE}; "
             f"{available_cpus()} CPUs, Python {platform.python_version()}; {time.strftime('%d %B %Y, %H:%M')}"
         ),
         headline={
-            "AP on held-out images": f"{best['ap']:.3f}",
-            "AP50 on held-out images": f"{best['ap50']:.3f}",
+            "AP on validation images": f"{best['ap']:.3f}",
+            "AP50 on validation images": f"{best['ap50']:.3f}",
             "from nothing to this report": duration(total).replace(" ", "\N{NO-BREAK SPACE}"),
             "images a second in training": f"{trained.images_per_second:.0f}",
             "images in the collection": f"{found.images:,}",

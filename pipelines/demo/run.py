@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pipelines.cli.console import values_table
 from pipelines.cluster.session import ray_session
-from pipelines.demo import story
+from pipelines.demo import stages
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.folder import claim_prefix, claimed_folder
 from pipelines.demo.report import duration
@@ -59,25 +59,25 @@ def run_demo(config: DemoConfig, console: Console, run_sweep: RunSweep) -> DemoR
         stack.enter_context(_one_interrupt(console))
         folder = stack.enter_context(claimed_folder(config.output))
         stack.enter_context(_native_messages_to(folder / "ray.log"))
-        steps = stack.enter_context(Steps(console, story.STEPS))
+        steps = stack.enter_context(Steps(console, stages.STEPS))
         with steps.step("Store, Ray, MLflow") as bar:
             store = _open_store(config, folder, stack)
             session = stack.enter_context(ray_session(quiet=True))
             place = Place(folder=folder, store=store, tracking_uri=tracking_uri(config, folder))
-            tracker = stack.enter_context(story.tracked(config, place))
+            tracker = stack.enter_context(stages.tracked(config, place))
             bar.note = f"{store.uri}, {session.cpus:g} logical CPUs, {session.gpus:g} GPUs"
-        data = story.make_data(config, place, steps)
-        run = story.training_run(config, place, data)
-        trained = story.run_training(run, tracker, steps)
+        data = stages.make_data(config, place, steps)
+        run = stages.training_run(config, place, data)
+        trained = stages.run_training(run, tracker, steps)
         swept = run_sweep(config, run, trained, tracker, steps)
-        found = story.run_inference(config, place, data, trained, tracker, steps)
-        ratios, examples = story.inspect_model(config, run, trained, tracker, steps)
+        found = stages.run_inference(config, place, data, trained, tracker, steps)
+        ratios, examples = stages.inspect_model(config, run, trained, tracker, steps)
         chapters = Chapters(
             data=data, run=run, trained=trained, swept=swept, found=found, ratios=ratios, examples=examples
         )
-        story.write_results(place, config, chapters, tracker, steps)
+        stages.write_results(place, config, chapters, tracker, steps)
         total = time.monotonic() - started
-        summary = story.write_report_and_summary(place, config, chapters, tracker, steps.done, total)
+        summary = stages.write_report_and_summary(place, config, chapters, tracker, steps.done, total)
     _say_goodbye(console, folder / "report.html", summary)
     return DemoResult(report=folder / "report.html", summary=summary)
 
@@ -167,8 +167,8 @@ def _say_goodbye(console: Console, report: Path, summary: Mapping[str, object]) 
     assert isinstance(seconds, dict)
     shown = {
         "report": report,
-        "held-out AP": summary["ap"],
-        "held-out AP50": summary["ap50"],
+        "validation AP": summary["ap"],
+        "validation AP50": summary["ap50"],
         "time": duration(seconds["total"]),
     }
     console.print(values_table("Done", shown))

@@ -26,11 +26,11 @@ class DataConfig:
     train_limit: int | None = None
     """Train on this many of the training images only, the first ones of the file; unset takes all."""
     val_annotations: str = ""
-    """Path or URI of the held-out annotations (COCO JSON)."""
+    """Path or URI of the validation annotations (COCO JSON)."""
     val_images: str = ""
-    """Folder or prefix that the held-out file names are relative to."""
+    """Folder or prefix that the validation file names are relative to."""
     short_side: int = 800
-    """Held-out images are resized so that their shorter side has this many pixels ..."""
+    """Validation images are resized so that their shorter side has this many pixels ..."""
     max_side: int = 1333
     """... unless the longer side would then exceed this many."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -124,7 +124,7 @@ class TrainingConfig:
     evaluate_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     explain_images: int = 2
-    """Held-out images of which MLflow gets a picture (detections, saliency, kept tokens, decoder attention) after
+    """Validation images of which MLflow gets a picture (detections, saliency, kept tokens, decoder attention) after
     some ten of the evaluations, always the same images; 0 is off."""
     init_backbone: str | None = None
     """Weights to start the backbone from: torchvision's ResNets, the official Swin, SCRL, as safetensors or `.pth`. A

@@ -73,7 +73,7 @@ def submit(config: SubmitConfig) -> tuple[JobSubmissionClient, str]:
             entrypoint=shlex.join([config.python, "-P", "-m", "pipelines.cli", *config.command]),
             submission_id=config.id,
             runtime_env=runtime_env(config, os.environ),
-            metadata={"sparse_detr.verb": config.command[0]},
+            metadata={"sparse_detr.command": config.command[0]},
             entrypoint_num_cpus=config.cpus or None,
         )
     except (OSError, RuntimeError) as error:

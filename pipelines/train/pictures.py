@@ -1,4 +1,4 @@
-"""Pictures of a training in MLflow: what the model sees in the same few held-out images, epoch after epoch."""
+"""Pictures of a training in MLflow: what the model sees in the same few validation images, epoch after epoch."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ class TrainingPictures:
             for name, image, truth in self._images:
                 title = f"{name}   after epoch {epoch}, keep ratio {self._config.model.keep_ratio:g}"
                 found = explain_image(
-                    loop.best_weights, image, title=title, size=size, threshold=_THRESHOLD, truth=truth, tile=_TILE
+                    loop.eval_model, image, title=title, size=size, threshold=_THRESHOLD, truth=truth, tile=_TILE
                 )
                 Path(folder, f"{_plain(name)}.png").write_bytes(found.png())
             self._tracker.artifact(folder, f"{FOLDER}/epoch_{epoch:04d}")
 
 
 def _choose(ground_truth: dict[str, Any], root: str, count: int) -> list[tuple[str, Picture, Targets]]:
-    """The first held-out images with several objects, or the first ones: name, pixels, objects."""
+    """The first validation images with several objects, or the first ones: name, pixels, objects."""
     from sparse_detr.data.decode import decode_image
 
     objects: dict[int, list[list[float]]] = {image["id"]: [] for image in ground_truth["images"]}

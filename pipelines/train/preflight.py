@@ -28,7 +28,7 @@ class RunStart:
 
     def describe(self) -> str:
         """Some lines: images, the first boxes that were left out, starting weights."""
-        lines = [f"{self.data.train_images} training images, {self.data.val_images} held out"]
+        lines = [f"{self.data.train_images} training images, {self.data.val_images} validation images"]
         if self.data.dropped:
             lines.append(listing("Boxes left out", self.data.dropped))
         if self.weights is not None:
@@ -56,7 +56,7 @@ class CheckedData:
     train_images: int
     """Training images that will be used."""
     val_images: int
-    """Held-out images."""
+    """Validation images."""
     dropped: tuple[str, ...] = ()
     """Bad boxes of these images: each with its file and the reason why it was left out."""
 

@@ -29,7 +29,7 @@ class TrainResult:
     """What a training left behind."""
 
     checkpoint: str
-    """Path or URI of the model folder with the best held-out AP."""
+    """Path or URI of the model folder with the best validation AP."""
     history: tuple[Mapping[str, float], ...]
     """Metrics of every epoch: loss terms, `ap` and COCO's other numbers, `lr`, `images_per_second`, ..."""
     seconds: float

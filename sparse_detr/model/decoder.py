@@ -54,7 +54,7 @@ class DecoderLayer(nn.Module):
         return self.feedforward(content), attended
 
 
-class Decoded(NamedTuple):
+class DecoderOutput(NamedTuple):
     """What the decoder returns."""
 
     predictions: tuple[Predictions, ...]
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
 
     def forward(
         self, queries: Queries, memory: Float[Tensor, "B T C"], pyramid: FeaturePyramid, with_auxiliary: bool
-    ) -> Decoded:
+    ) -> DecoderOutput:
         """Decode `queries`."""
         content, references = queries.content, queries.references
         predictions: list[Predictions] = []
@@ -99,7 +99,7 @@ class Decoder(nn.Module):
             if self.refine and not last:
                 # Each layer learns a step from the box before it: no gradient through the steps before.
                 references = (predictions[-1].boxes if with_auxiliary else head.boxes(normed, start)).detach()
-        return Decoded(tuple(predictions), _stack(attention))
+        return DecoderOutput(tuple(predictions), _stack(attention))
 
 
 def _stack(attention: list[Attended]) -> DecoderAttention | None:

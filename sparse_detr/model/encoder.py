@@ -43,7 +43,7 @@ class EncoderLayer(nn.Module):
         return updated
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """What the encoder returns."""
 
     memory: Float[Tensor, "B T C"]
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         selection: TokenSelection | None,
         proposal_logits: Float[Tensor, "B T 4"],
         with_auxiliary: bool,
-    ) -> Encoded:
+    ) -> EncoderOutput:
         """Update the selected tokens, all of them where `selection` is None."""
         memory = tokens = pyramid.tokens
         position, boxes = pyramid.position, proposal_logits
@@ -83,4 +83,4 @@ class Encoder(nn.Module):
             memory = tokens if selection is None else scatter_tokens(memory, tokens, selection)
             if with_auxiliary and index < len(self.heads):
                 auxiliary.append(self.heads[index](tokens, boxes))
-        return Encoded(memory, tuple(auxiliary))
+        return EncoderOutput(memory, tuple(auxiliary))

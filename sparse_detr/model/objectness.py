@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparse_detr.model.heads import DetectionHead
-from sparse_detr.model.scoring_network import Scored, lowest_of_image
+from sparse_detr.model.scoring_network import TokenScores, lowest_of_image
 from sparse_detr.records import Predictions
 
 
@@ -27,11 +27,11 @@ class ObjectnessHead(nn.Module):
         padding: Bool[Tensor, "B T"],
         proposal_logits: Float[Tensor, "B T 4"],
         with_predictions: bool,
-    ) -> Scored:
+    ) -> TokenScores:
         """Score `tokens`; with predictions, also detect objects at each of them, relative to its proposal."""
         logits = self.head.classes(tokens)
         best = logits.amax(-1)
         saliency = torch.where(padding, lowest_of_image(best, padding), best)
         if not with_predictions:
-            return Scored(saliency, None)
-        return Scored(saliency, Predictions(logits=logits, boxes=self.head.boxes(tokens, proposal_logits)))
+            return TokenScores(saliency, None)
+        return TokenScores(saliency, Predictions(logits=logits, boxes=self.head.boxes(tokens, proposal_logits)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparse_detr.records import Predictions
 
 
-class Scored(NamedTuple):
+class TokenScores(NamedTuple):
     """What a token criterion says of all tokens."""
 
     saliency: Float[Tensor, "B T"]
@@ -47,7 +47,7 @@ class ScoringNetwork(nn.Module):
         padding: Bool[Tensor, "B T"],
         proposal_logits: Float[Tensor, "B T 4"],
         with_predictions: bool,
-    ) -> Scored:
+    ) -> TokenScores:
         """Score `tokens`; it predicts no boxes, so the last two arguments change nothing."""
         local, context = self.embed(tokens).chunk(2, dim=-1)
         if self.mean_over_all:
@@ -57,7 +57,7 @@ class ScoringNetwork(nn.Module):
             context = (context * image).sum(1, keepdim=True) / image.sum(1, keepdim=True)
         logits: Tensor = self.score(torch.cat((local, context.expand_as(local)), dim=-1)).squeeze(-1)
         lowest = logits.min() if self.mean_over_all else lowest_of_image(logits, padding)
-        return Scored(torch.where(padding, lowest, logits), None)
+        return TokenScores(torch.where(padding, lowest, logits), None)
 
 
 def lowest_of_image(logits: Float[Tensor, "B T"], padding: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:

@@ -61,7 +61,7 @@ def test_a_sweep_compares_trials_and_lists_the_broken_one(
 
     # A dense model to start from, of which the sparse trials take all but the scoring network.
     loop = build_loop(override(quick_run, {"model.keep_ratio": 1.0, "training.epochs": 1}))
-    save_model(tmp_path / "start", loop.best_weights)
+    save_model(tmp_path / "start", loop.eval_model)
     changes = {
         "output": store.uri,
         "tracking_uri": mlflow_uri,

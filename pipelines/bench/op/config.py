@@ -28,7 +28,7 @@ class OpBenchConfig:
     types: tuple[Kind, ...] = ()
     """Types of the value for ours, peers run in float32; none named: all that the op has on the device."""
     repeats: int = 7
-    """Rounds of all contestants; medians are taken over them."""
+    """Rounds of all implementations; medians are taken over them."""
     instruction_set: InstructionSet = ""
     """Widest vectors of the CPU to use; empty takes what the processor has."""
     device: Device = "cpu"

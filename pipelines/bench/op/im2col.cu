@@ -1,8 +1,8 @@
-// The yardstick of the benchmark: multi-scale deformable attention on a GPU in the usual way, which goes back to
+// The baseline of the benchmark: multi-scale deformable attention on a GPU in the usual way, which goes back to
 // im2col for deformable convolutions. One thread for each number of the output, in float32 and one number a load; every
 // thread computes where its samples lie, though all channels of a head share that. Locations and weights are given.
 //
-// Written from the formula (Deformable DETR, equation 3) to be plain, not to be fast. No torch: op_yardstick.py
+// Written from the formula (Deformable DETR, equation 3) to be plain, not to be fast. No torch: im2col.py
 // compiles this file when the benchmark needs it. A C++ compiler takes it, too (g++ -x c++): then a loop stands for the
 // threads, and tests compare the arithmetic with plain torch on machines without a GPU.
 #include <cmath>
@@ -15,7 +15,7 @@
 #define BOTH inline
 #endif
 
-// op_yardstick.py declares the same. All tensors are contiguous and have fewer than 2^31 numbers.
+// im2col.py declares the same. All tensors are contiguous and have fewer than 2^31 numbers.
 struct Problem {
   const float* value;            // [B, T, M, D]
   const int32_t* levels;         // [L, 3]: height, width, first token

@@ -1,4 +1,4 @@
-"""The yardstick on a GPU: the usual kernel, one thread for each number of the output, in float32 (im2col.cu).
+"""The baseline on a GPU: the usual im2col kernel, one thread for each number of the output, in float32 (im2col.cu).
 
 nvcc compiles it for this GPU when the benchmark needs it, which takes seconds; before it is timed it has to compute
 what plain torch computes.
@@ -35,8 +35,8 @@ _DRIVER_TOO_OLD = (35, 222, 803)
 """CUDA's codes for a toolkit that is newer than the driver, in its words: insufficient, unsupported, mismatch."""
 
 
-class MissingYardstickError(Exception):
-    """The yardstick cannot be had on this machine; the message says why and what would help."""
+class MissingIm2colError(Exception):
+    """The im2col kernel cannot be had on this machine; the message says why and what would help."""
 
 
 class _Problem(ctypes.Structure):
@@ -48,7 +48,7 @@ class _Problem(ctypes.Structure):
     )
 
 
-class Yardstick:
+class Im2col:
     """im2col.cu as a library: compiled by nvcc it takes tensors on a GPU, by a C++ compiler tensors on the CPU."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -69,7 +69,7 @@ class Yardstick:
 
         Raises:
             ValueError: types, layouts or sizes that the kernel cannot take.
-            MissingYardstickError: the driver is older than nvcc.
+            MissingIm2colError: the driver is older than nvcc.
             RuntimeError: CUDA refused the launch for another reason.
         """
         output: Tensor = _Attention.apply(self, value, levels, locations, weights)  # type: ignore[no-untyped-call]
@@ -93,18 +93,18 @@ class Yardstick:
         if code := getattr(self._library, name)(ctypes.byref(problem)):
             said = f"{name}: {self._library.im2col_error(code).decode()}"
             if code in _DRIVER_TOO_OLD:
-                raise MissingYardstickError(f"{said}; compile with the nvcc of the CUDA that torch was built with")
+                raise MissingIm2colError(f"{said}; compile with the nvcc of the CUDA that torch was built with")
             raise RuntimeError(said)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, yardstick: Yardstick, *tensors: Tensor) -> Tensor:
-        ctx.yardstick = yardstick
+    def forward(ctx: Any, im2col: Im2col, *tensors: Tensor) -> Tensor:
+        ctx.im2col = im2col
         ctx.save_for_backward(*tensors)
         value, _, locations, _ = tensors
         output = value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-        yardstick.call("im2col_forward", *tensors, output=output)
+        im2col.call("im2col_forward", *tensors, output=output)
         return output
 
     @staticmethod
@@ -112,7 +112,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         value, _, locations, weights = ctx.saved_tensors
         results = (torch.zeros_like(value), torch.empty_like(locations), torch.empty_like(weights))
-        ctx.yardstick.call(
+        ctx.im2col.call(
             "im2col_backward",
             *ctx.saved_tensors,
             output_gradient=gradient.contiguous(),
@@ -135,22 +135,22 @@ def find_nvcc() -> str | None:
 
 
 def nvcc_command(nvcc: str, target: Path, architectures: Sequence[str], *further: str) -> list[str]:
-    """The command that compiles the yardstick for `architectures`, such as 90."""
+    """The command that compiles it for `architectures`, such as 90."""
     codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
     flags = ("-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC")
     return [nvcc, *flags, *codes, *further, str(SOURCE), "-o", str(target)]
 
 
 @functools.cache
-def load_yardstick(capability: tuple[int, int]) -> Yardstick:
+def load_im2col(capability: tuple[int, int]) -> Im2col:
     """Compile for a GPU of that compute capability and load; once a process.
 
     Raises:
-        MissingYardstickError: there is no nvcc, or it does not compile the kernel.
+        MissingIm2colError: there is no nvcc, or it does not compile the kernel.
     """
     nvcc = find_nvcc()
     if nvcc is None:
-        raise MissingYardstickError(
+        raise MissingIm2colError(
             "there is no nvcc: install the CUDA toolkit, and put nvcc on the PATH or set CUDA_HOME"
         )
     # A folder of this user alone; a loaded library needs its file no longer.
@@ -159,15 +159,15 @@ def load_yardstick(capability: tuple[int, int]) -> Yardstick:
         command = nvcc_command(nvcc, target, ["".join(str(part) for part in capability)])
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
-            return Yardstick(ctypes.CDLL(str(target)))
+            return Im2col(ctypes.CDLL(str(target)))
         except subprocess.CalledProcessError as error:
             said = (error.stderr or error.stdout).strip().splitlines() or [f"exit code {error.returncode}"]
-            raise MissingYardstickError(f"{' '.join(command)} failed ({said[0]}); mend the CUDA toolkit") from error
+            raise MissingIm2colError(f"{' '.join(command)} failed ({said[0]}); repair the CUDA toolkit") from error
         except OSError as error:
-            raise MissingYardstickError(f"{nvcc} or what it built does not run ({error}); mend the toolkit") from error
+            raise MissingIm2colError(f"{nvcc} or what it built does not run ({error}); repair the toolkit") from error
 
 
-def largest_difference(yardstick: Yardstick, device: torch.device) -> float:
+def largest_difference(im2col: Im2col, device: torch.device) -> float:
     """Of output and gradients to plain torch in float64, relative to the largest number of each; NaN counts as one."""
     found = 0.0
     for channels, seed in ((32, 0), (13, 1), (1, 2)):
@@ -179,7 +179,7 @@ def largest_difference(yardstick: Yardstick, device: torch.device) -> float:
         direction = torch.randn(2, 9, 3 * channels, generator=generator)
         ours = [tensor.to(device).requires_grad_() for tensor in (value, locations, weights)]
         exact = [tensor.double().requires_grad_() for tensor in (value, locations, weights)]
-        output = yardstick.attention(ours[0], level_table(shapes, device), ours[1], ours[2])
+        output = im2col.attention(ours[0], level_table(shapes, device), ours[1], ours[2])
         wanted = reference.deformable_attention(exact[0], shapes, exact[1], exact[2])
         results = (output, *torch.autograd.grad(output, ours, direction.to(device)))
         expected = (wanted, *torch.autograd.grad(wanted, exact, direction.double()))
@@ -189,14 +189,14 @@ def largest_difference(yardstick: Yardstick, device: torch.device) -> float:
     return found
 
 
-def checked(yardstick: Yardstick, device: torch.device) -> Yardstick:
-    """The yardstick, after it has computed what plain torch computes.
+def checked(im2col: Im2col, device: torch.device) -> Im2col:
+    """The kernel, after it has computed what plain torch computes.
 
     Raises:
-        MissingYardstickError: the driver is older than nvcc.
+        MissingIm2colError: the driver is older than nvcc.
         RuntimeError: it computes something else; its times would mean nothing.
     """
-    found = largest_difference(yardstick, device)
+    found = largest_difference(im2col, device)
     if found > TOLERANCE:
         raise RuntimeError(f"im2col.cu differs from plain torch by {found:.1e} of the largest number on {device}")
-    return yardstick
+    return im2col

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.bench.op.im2col import MissingYardstickError, checked, level_table, load_yardstick
+from pipelines.bench.op.im2col import MissingIm2colError, checked, level_table, load_im2col
 from sparse_detr.ops import reference
 from sparse_detr.ops.deformable_attention import deformable_attention, fused_deformable_attention
 from sparse_detr.records import Shapes
@@ -129,7 +129,7 @@ Attend = Callable[[Inputs], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contestant:
+class Implementation:
     """One implementation."""
 
     name: str
@@ -143,7 +143,7 @@ class Contestant:
 class Field:
     """All that take part."""
 
-    contestants: tuple[Contestant, ...]
+    implementations: tuple[Implementation, ...]
     baseline: str
     """Name of the one that ratios are taken to."""
     left_out: Mapping[str, str]
@@ -154,7 +154,7 @@ def line_up(workload: Workload, device: torch.device) -> Field:
     """Those that run on this machine; the peers in float32, as they come.
 
     Raises:
-        RuntimeError: the yardstick of a GPU does not compute what plain torch computes.
+        RuntimeError: the im2col kernel does not compute what plain torch computes.
     """
     shapes, full, left_out = workload.shapes, ("float32",), {}
     located = _located(shapes, device)
@@ -168,21 +168,21 @@ def line_up(workload: Workload, device: torch.device) -> Field:
         )
 
     found = [
-        Contestant(name="ours", attend=fused),
-        Contestant(name="ours unfused", attend=located(lambda v, x, w: deformable_attention(v, shapes, x, w))),
-        Contestant(name=PLAIN, types=full, attend=plain),
-        Contestant(name=GRID_SAMPLE, types=full, attend=located(lambda v, x, w: by_grid_sample(v, shapes, x, w))),
+        Implementation(name="ours", attend=fused),
+        Implementation(name="ours unfused", attend=located(lambda v, x, w: deformable_attention(v, shapes, x, w))),
+        Implementation(name=PLAIN, types=full, attend=plain),
+        Implementation(name=GRID_SAMPLE, types=full, attend=located(lambda v, x, w: by_grid_sample(v, shapes, x, w))),
     ]  # fmt: skip
     others = {TRANSFORMERS: _transformers, **({IM2COL: _im2col} if device.type == "cuda" else {})}
     for name, find in others.items():
         try:
-            found.append(Contestant(name=name, types=full, attend=located(find(shapes, device))))
+            found.append(Implementation(name=name, types=full, attend=located(find(shapes, device))))
         except ImportError as error:
             left_out[name] = f"{error}; pip install 'sparse-detr[compare]'"
-        except MissingYardstickError as error:
+        except MissingIm2colError as error:
             left_out[name] = str(error)
-    names = [contestant.name for contestant in found]
-    return Field(contestants=tuple(found), baseline=IM2COL if IM2COL in names else GRID_SAMPLE, left_out=left_out)
+    names = [implementation.name for implementation in found]
+    return Field(implementations=tuple(found), baseline=IM2COL if IM2COL in names else GRID_SAMPLE, left_out=left_out)
 
 
 Sampling = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -228,6 +228,6 @@ def _transformers(shapes: Shapes, device: torch.device) -> Sampling:
 
 
 def _im2col(shapes: Shapes, device: torch.device) -> Sampling:
-    yardstick = checked(load_yardstick(torch.cuda.get_device_capability(device)), device)
+    im2col = checked(load_im2col(torch.cuda.get_device_capability(device)), device)
     levels = level_table(shapes, device)
-    return lambda value, locations, weights: yardstick.attention(value, levels, locations, weights)
+    return lambda value, locations, weights: im2col.attention(value, levels, locations, weights)

@@ -1,4 +1,4 @@
-"""Measures the op's contestants: round by round, so that what else the machine does meets all alike."""
+"""Measures the op's implementations: round by round, so that what else the machine does meets all alike."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """One row: a contestant at one size. All ratios are how many times as fast it is, within this run."""
+    """One row: an implementation at one size. All ratios are how many times as fast it is, within this run."""
 
     queries: str
     backward: bool
     """Whether forward and backward together; otherwise the forward alone."""
-    contestant: str
+    implementation: str
     dtype: str
     threads: int | None
     """None on a GPU."""
@@ -52,7 +52,7 @@ class Timing:
     plain_ratio: float
     """The median of our plain torch over this one's."""
     threads_ratio: float | None
-    """This contestant's median with the first number of threads over that with this one; None for the first."""
+    """This implementation's median with the first number of threads over that with this one; None for the first."""
     floor_share: float
     """The floor over the median: 1 is as fast as a copy."""
 
@@ -60,7 +60,7 @@ class Timing:
 @dataclass(slots=True, kw_only=True)
 class _Entry:
     threads: int | None
-    contestant: str
+    implementation: str
     dtype: str
     run: Run
     plan: Plan = field(default_factory=Plan)
@@ -120,12 +120,12 @@ class Bench:
     def _entries(self, inputs: Inputs, backward: bool) -> Iterator[_Entry]:
         turns: dict[str, Iterator[Inputs]] = {}
         for threads in self.threads:
-            for contestant in self.field.contestants:
-                for kind in dict.fromkeys(contestant.types or self.config.resolved_types):
+            for implementation in self.field.implementations:
+                for kind in dict.fromkeys(implementation.types or self.config.resolved_types):
                     if kind not in turns:
                         turns[kind] = itertools.cycle(self._copies(inputs, kind, backward))
-                    run = _run(contestant.attend, turns[kind], backward)
-                    yield _Entry(threads=threads, contestant=contestant.name, dtype=kind, run=run)
+                    run = _run(implementation.attend, turns[kind], backward)
+                    yield _Entry(threads=threads, implementation=implementation.name, dtype=kind, run=run)
 
     def _copies(self, inputs: Inputs, kind: str, backward: bool) -> list[Inputs]:
         first = inputs.copied(TYPES[kind], self.device, backward)
@@ -138,7 +138,7 @@ class Bench:
                 self._use(threads)
                 for entry in _from(turn, list(group)):
                     count = "warming up" if turn == 0 else f"round {turn} of {self.config.repeats}"
-                    say(f"{case}, {count}: {entry.contestant} {entry.dtype}")
+                    say(f"{case}, {count}: {entry.implementation} {entry.dtype}")
                     if turn == 0:
                         entry.plan = self.clock.warm_up(entry.run)
                     else:
@@ -151,14 +151,16 @@ class Bench:
 
     def _row(self, entry: _Entry, entries: Sequence[_Entry], case: tuple[str, bool], size: int, speed: float) -> Timing:
         beside = {
-            other.contestant: other for other in entries if (other.threads, other.dtype) == (entry.threads, "float32")
+            other.implementation: other
+            for other in entries
+            if (other.threads, other.dtype) == (entry.threads, "float32")
         }
         baseline, plain, floor = beside[self.field.baseline], beside[PLAIN], size / speed * 1e3
-        first = next(o for o in entries if (o.contestant, o.dtype) == (entry.contestant, entry.dtype))
+        first = next(o for o in entries if (o.implementation, o.dtype) == (entry.implementation, entry.dtype))
         return Timing(
             queries=case[0],
             backward=case[1],
-            contestant=entry.contestant,
+            implementation=entry.implementation,
             dtype=entry.dtype,
             threads=entry.threads,
             milliseconds=entry.median,
@@ -183,7 +185,7 @@ def open_bench(config: OpBenchConfig, workload: Workload) -> Bench:
     """All that is needed to measure on the device.
 
     Raises:
-        RuntimeError: the yardstick of a GPU does not compute what plain torch computes.
+        RuntimeError: the im2col kernel does not compute what plain torch computes.
     """
     device = config.torch_device()
     gpu = device.type == "cuda"

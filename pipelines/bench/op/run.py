@@ -1,7 +1,7 @@
 """The op against what others do, in one process and interleaved.
 
-Every contestant computes softmax, locations and sampling. Ratios are of medians within the run; an absolute time on a
-shared machine says little, so the table shows them on a GPU alone, the JSON always. The floor is the traffic that no
+Every implementation computes softmax, locations and sampling. Ratios are of medians within the run; an absolute time on
+a shared machine says little, so the table shows them on a GPU alone, the JSON always. The floor is the traffic that no
 implementation avoids, over the speed of a copy measured beside it: on a GPU its share is that of the roofline.
 """
 

@@ -24,7 +24,7 @@ def columns(bench: Bench) -> list[Column]:
     found = [
         Column("queries", -8, lambda row: row.queries),
         Column("pass", -8, lambda row: "fwd+bwd" if row.backward else "forward"),
-        Column("contestant", -13, lambda row: row.contestant),
+        Column("implementation", -14, lambda row: row.implementation),
         Column("type", -9, lambda row: row.dtype),
     ]
     if first is None:

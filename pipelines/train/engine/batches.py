@@ -36,9 +36,9 @@ class RunData:
 
     train: TrainBatches
     val: Iterable[Batch]
-    """This rank's share of the held-out images."""
+    """This rank's share of the validation images."""
     ground_truth: dict[str, Any]
-    """All held-out annotations in COCO's form."""
+    """All validation annotations in COCO's form."""
     classes: Classes
 
 
@@ -58,7 +58,7 @@ class _Loader:
 
 
 def read_annotations(data: DataConfig) -> tuple[CocoIndex, CocoIndex]:
-    """The training and the held-out annotations, with the same classes.
+    """The training and the validation annotations, with the same classes.
 
     Raises:
         ConfigError: a location is not set.
@@ -88,7 +88,7 @@ def _first_images(index: CocoIndex, limit: int) -> CocoIndex:
 
 
 def load_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> RunData:
-    """The batches of one rank: the training images shuffled and sharded, every `world_size`th held-out image."""
+    """The batches of one rank: the training images shuffled and sharded, every `world_size`th validation image."""
     train, val = read_annotations(config.data)
     data = config.data
     cache = {"cache_bytes": data.cache == "bytes", "cache_pixels": data.cache == "pixels"}

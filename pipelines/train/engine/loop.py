@@ -22,11 +22,11 @@ from pipelines.recipes.config import RunConfig
 from pipelines.train.engine.batches import RunData
 from pipelines.train.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from pipelines.train.engine.ema import WeightAverage
-from pipelines.train.engine.loss_meter import Meter
+from pipelines.train.engine.loss_meter import LossMeter
 from pipelines.train.engine.optimizer import build_optimizer
 from pipelines.train.engine.progress import StepProgress
 from pipelines.train.engine.schedule import learning_rate_factor, set_learning_rates
-from pipelines.train.engine.validation import detect, flat_metrics, held_out_metrics, held_out_overlap
+from pipelines.train.engine.validation import detect, flat_metrics, validation_metrics, validation_overlap
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import NotFiniteError
 from sparse_detr.evaluation.attention_overlap import OverlapMean
@@ -60,7 +60,7 @@ class TrainLoop:
     """Trains `model` on `data` as `config` says; one of `world_size` equal loops.
 
     With `world_size` above 1, torch.distributed must be initialised; gradients, losses and throughput are averaged
-    over the ranks, and the held-out images are shared out among them.
+    over the ranks, and the validation images are shared out among them.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TrainLoop:
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     @property
-    def best_weights(self) -> SparseDetr:
+    def eval_model(self) -> SparseDetr:
         """The model to evaluate and to save: the averaged one where there is one."""
         return self.average.model if self.average else self.model  # type: ignore[return-value]
 
@@ -119,15 +119,15 @@ class TrainLoop:
         seed_everything(self.config.training.seed, self.epoch, self.rank)
         self.data.train.set_epoch(self.epoch)
         self.network.train()
-        meter = Meter(self.device)
+        loss_meter = LossMeter(self.device)
         started = time.perf_counter()
         for batch in self.data.train:
             report = self.train_step(batch)
-            meter.add(report, len(batch.images))
+            loss_meter.add(report, len(batch.images))
             self.hooks.step_done(self._progress({"loss": float(report.total.detach()), "lr": self.learning_rate}))
         seconds = time.perf_counter() - started
         position = {"epoch": self.epoch + 1.0, "step": float(self.step), "lr": self.learning_rate}
-        return position | meter.means(seconds, self.world_size)
+        return position | loss_meter.means(seconds, self.world_size)
 
     def train_step(self, batch: Batch) -> LossReport:
         """Forward, losses, backward, clipping and update for one batch of this rank."""
@@ -169,15 +169,15 @@ class TrainLoop:
         )
 
     def evaluate(self) -> Metrics:
-        """On the held-out images, the same on every rank: COCO's numbers, and for sparse models `corr`, the share of
+        """On the validation images, the same on every rank: COCO's numbers, and for sparse models `corr`, the share of
         the decoder's attention that falls on kept tokens, over all levels and (`corr_0`, ...) on each."""
         started = time.perf_counter()
         overlap = OverlapMean() if self.config.model.sparse else None
         with self._autocast():
-            results = detect(self.best_weights, self.data.val, self.data.classes, self.device, overlap)
-        metrics = flat_metrics(held_out_metrics(results, self.data.ground_truth, world_size=self.world_size))
+            results = detect(self.eval_model, self.data.val, self.data.classes, self.device, overlap)
+        metrics = flat_metrics(validation_metrics(results, self.data.ground_truth, world_size=self.world_size))
         if overlap is not None:
-            metrics |= held_out_overlap(overlap, world_size=self.world_size)
+            metrics |= validation_overlap(overlap, world_size=self.world_size)
         return metrics | {"evaluation_seconds": time.perf_counter() - started}
 
     def save(self, folder: Path) -> None:
@@ -191,7 +191,7 @@ class TrainLoop:
             average_updates=self.average.updates if self.average else 0,
             history=self.history,
         )
-        save_checkpoint(folder, self.best_weights, state)
+        save_checkpoint(folder, self.eval_model, state)
 
     def restore(self, folder: Path) -> None:
         """Continue from what `save` wrote.

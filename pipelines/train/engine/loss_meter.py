@@ -8,7 +8,7 @@ import torch.distributed as dist
 from sparse_detr.losses.criterion import LossReport
 
 
-class Meter:
+class LossMeter:
     """Sums what every step reports; a value that is not finite (a level without attention) counts for nothing."""
 
     def __init__(self, device: torch.device | str) -> None:

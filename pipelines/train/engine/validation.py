@@ -1,4 +1,4 @@
-"""How good a model is on the held-out images, every rank with its share: COCO's numbers, and Corr."""
+"""How good a model is on the validation images, every rank with its share: COCO's numbers, and Corr."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def detect(
     return results
 
 
-def held_out_metrics(
+def validation_metrics(
     results: list[dict[str, Any]], ground_truth: dict[str, Any], *, world_size: int = 1
 ) -> CocoMetrics:
     """COCO's numbers from the results of all ranks; every rank must call it and gets the same answer."""
@@ -58,7 +58,7 @@ def held_out_metrics(
     return metrics
 
 
-def held_out_overlap(overlap: OverlapMean, *, world_size: int = 1) -> dict[str, float]:
+def validation_overlap(overlap: OverlapMean, *, world_size: int = 1) -> dict[str, float]:
     """`corr`, `corr_0`, ... over the images of all ranks; every rank must call it and gets the same answer."""
     if world_size == 1:
         return overlap.summary()

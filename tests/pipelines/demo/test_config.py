@@ -10,7 +10,7 @@ from sparse_detr.errors import ConfigError
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("images", 0), ("held_out", 0), ("workers", 0), ("epochs", 0), ("trial_images", 5000), ("ratios", ()),
+    [("images", 0), ("validation", 0), ("workers", 0), ("epochs", 0), ("trial_images", 5000), ("ratios", ()),
      ("ratios", (0.0, 0.5)), ("ratios", (1.5,))],
 )  # fmt: skip
 def test_sizes_that_cannot_work_are_refused(field: str, value: object) -> None:

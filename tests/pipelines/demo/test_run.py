@@ -24,7 +24,7 @@ from sparse_detr.data.shapes import ShapesConfig
 from sparse_detr.errors import ConfigError
 from tune.demo import run_sweep
 
-SMALL = ("--images", "32", "--held-out", "8", "--collection", "10", "--epochs", "1", "--trials", "2",
+SMALL = ("--images", "32", "--validation", "8", "--collection", "10", "--epochs", "1", "--trials", "2",
          "--trial-epochs", "2", "--trial-images", "16", "--ratios", "0.1", "1.0")  # fmt: skip
 VARIABLE = "SPARSE_DETR_TEST_MARK"
 

@@ -1,4 +1,4 @@
-"""The yardstick of the op's benchmark: compiled for GPUs, and its arithmetic on the host against plain torch."""
+"""The baseline of the op's benchmark: compiled for GPUs, and its arithmetic on the host against plain torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.bench.op import im2col as op_yardstick
+from pipelines.bench.op import im2col
 from pipelines.bench.op.im2col import (
     SOURCE,
-    MissingYardstickError,
-    Yardstick,
+    Im2col,
+    MissingIm2colError,
     checked,
     find_nvcc,
     level_table,
-    load_yardstick,
+    load_im2col,
     nvcc_command,
 )
 from pipelines.bench.op.implementations import GRID_SAMPLE, IM2COL, Workload, line_up
@@ -28,7 +28,7 @@ SHAPES = ((5, 4), (2, 3))
 WITH_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
 
 
-def on_the_host(folder: Path, source: str) -> Yardstick:
+def on_the_host(folder: Path, source: str) -> Im2col:
     """The source compiled by a C++ compiler, a loop in place of the threads."""
     (folder / "im2col.cpp").write_text(source)
     command = [
@@ -45,11 +45,11 @@ def on_the_host(folder: Path, source: str) -> Yardstick:
         "lib.so",
     ]
     subprocess.run(command, cwd=folder, check=True, timeout=120)
-    return Yardstick(ctypes.CDLL(str(folder / "lib.so")))
+    return Im2col(ctypes.CDLL(str(folder / "lib.so")))
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Yardstick:
+def host(tmp_path_factory: pytest.TempPathFactory) -> Im2col:
     return on_the_host(tmp_path_factory.mktemp("host"), SOURCE.read_text())
 
 
@@ -68,7 +68,7 @@ def test_nvcc_compiles_it_without_a_warning(tmp_path: Path) -> None:
 
 
 @WITH_COMPILER
-def test_its_arithmetic_equals_plain_torch(host: Yardstick) -> None:
+def test_its_arithmetic_equals_plain_torch(host: Im2col) -> None:
     assert checked(host, CPU) is host
 
 
@@ -91,7 +91,7 @@ def test_an_error_would_be_seen(tmp_path: Path, text: str, wrong: str) -> None:
 
 @WITH_COMPILER
 @pytest.mark.parametrize("place", [float("nan"), float("inf"), -float("inf"), 3e38, -1e9])
-def test_hostile_places_contribute_nothing(host: Yardstick, place: float) -> None:
+def test_hostile_places_contribute_nothing(host: Im2col, place: float) -> None:
     leaves = [
         torch.randn(1, 26, 2, 8).requires_grad_(),
         torch.full((1, 3, 2, 2, 4, 2), place, requires_grad=True),
@@ -103,7 +103,7 @@ def test_hostile_places_contribute_nothing(host: Yardstick, place: float) -> Non
 
 
 @WITH_COMPILER
-def test_what_the_kernel_cannot_take_is_refused(host: Yardstick) -> None:
+def test_what_the_kernel_cannot_take_is_refused(host: Im2col) -> None:
     value, locations, weights = torch.ones(1, 26, 2, 8), torch.ones(1, 3, 2, 2, 4, 2), torch.ones(1, 3, 2, 2, 4)
     levels = level_table(SHAPES, CPU)
     with pytest.raises(ValueError, match="contiguous"):
@@ -116,8 +116,8 @@ def test_what_the_kernel_cannot_take_is_refused(host: Yardstick) -> None:
 def test_without_nvcc_it_is_missing_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CUDA_HOME", raising=False)
-    with pytest.raises(MissingYardstickError, match="no nvcc: install"):
-        load_yardstick((9, 0))
+    with pytest.raises(MissingIm2colError, match="no nvcc: install"):
+        load_im2col((9, 0))
 
 
 def test_what_an_nvcc_that_fails_said_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,13 +125,13 @@ def test_what_an_nvcc_that_fails_said_is_passed_on(tmp_path: Path, monkeypatch: 
     (tmp_path / "bin" / "nvcc").write_text("#!/bin/sh\necho 'nvcc fatal: Unsupported gpu architecture' >&2\nexit 1\n")
     (tmp_path / "bin" / "nvcc").chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(MissingYardstickError, match=r"compute_990,code=sm_990 .*Unsupported gpu architecture"):
-        load_yardstick((99, 0))
+    with pytest.raises(MissingIm2colError, match=r"compute_990,code=sm_990 .*Unsupported gpu architecture"):
+        load_im2col((99, 0))
 
 
 def test_a_gpu_without_it_is_compared_with_grid_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_shapes: object, _device: object) -> object:
-        raise MissingYardstickError("there is no nvcc")
+        raise MissingIm2colError("there is no nvcc")
 
     module = "pipelines.bench.op.implementations"
     monkeypatch.setattr(f"{module}._im2col", missing)
@@ -149,4 +149,4 @@ def test_a_gpu_without_it_is_compared_with_grid_sample(monkeypatch: pytest.Monke
 @pytest.mark.skipif(find_nvcc() is None, reason="no nvcc here")
 def test_the_kernels_equal_plain_torch() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    assert op_yardstick.largest_difference(load_yardstick(torch.cuda.get_device_capability(device)), device) < 1e-5
+    assert im2col.largest_difference(load_im2col(torch.cuda.get_device_capability(device)), device) < 1e-5

@@ -8,7 +8,7 @@ from torch import Tensor
 from pipelines.bench.op.implementations import (
     GRID_SAMPLE,
     PLAIN,
-    Contestant,
+    Implementation,
     Inputs,
     Workload,
     line_up,
@@ -22,18 +22,18 @@ TINY = Workload(
 )
 
 
-def results(contestant: Contestant, inputs: Inputs) -> tuple[Tensor, ...]:
-    output = contestant.attend(inputs)
+def results(implementation: Implementation, inputs: Inputs) -> tuple[Tensor, ...]:
+    output = implementation.attend(inputs)
     return output.detach(), *torch.autograd.grad(output, inputs.leaves, inputs.direction)
 
 
-def test_all_contestants_compute_the_same() -> None:
+def test_all_implementations_compute_the_same() -> None:
     field = line_up(TINY, CPU)
     inputs = make_inputs(TINY, 20).copied(torch.float32, CPU, backward=True)
-    expected = results(next(c for c in field.contestants if c.name == GRID_SAMPLE), inputs)
-    assert {"ours", "ours unfused", PLAIN} < {contestant.name for contestant in field.contestants}
-    for contestant in field.contestants:
-        for found, exact in zip(results(contestant, inputs), expected, strict=True):
+    expected = results(next(c for c in field.implementations if c.name == GRID_SAMPLE), inputs)
+    assert {"ours", "ours unfused", PLAIN} < {implementation.name for implementation in field.implementations}
+    for implementation in field.implementations:
+        for found, exact in zip(results(implementation, inputs), expected, strict=True):
             torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
 
 

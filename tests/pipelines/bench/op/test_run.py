@@ -20,8 +20,8 @@ from pipelines.bench.op.implementations import (
     GRID_SAMPLE,
     PLAIN,
     TRANSFORMERS,
-    Contestant,
     Field,
+    Implementation,
     Inputs,
     Workload,
     make_inputs,
@@ -58,7 +58,7 @@ def test_the_json_is_complete_and_its_ratios_are_those_of_its_milliseconds(tmp_p
     assert found["config"]["types"] == ["float32", "bfloat16"]
     assert found["workload"]["shapes"] == [[6, 8], [3, 4]]
     assert (found["baseline"], len(found["rows"])) == (GRID_SAMPLE, len(rows))
-    by_key = {(r["queries"], r["backward"], r["contestant"], r["dtype"], r["threads"]): r for r in found["rows"]}
+    by_key = {(r["queries"], r["backward"], r["implementation"], r["dtype"], r["threads"]): r for r in found["rows"]}
     assert len(by_key) == len(rows)
     for (queries, backward, name, dtype, threads), row in by_key.items():
         base = by_key[queries, backward, GRID_SAMPLE, "float32", threads]
@@ -75,8 +75,8 @@ def test_the_json_is_complete_and_its_ratios_are_those_of_its_milliseconds(tmp_p
 
 def test_peers_run_in_float32_whatever_types_are_asked_for() -> None:
     rows, _ = run(replace(QUICK, types=("bfloat16",), threads=(1,)))
-    assert {row.dtype for row in rows if row.contestant.startswith("ours")} == {"bfloat16"}
-    assert {row.dtype for row in rows if not row.contestant.startswith("ours")} == {"float32"}
+    assert {row.dtype for row in rows if row.implementation.startswith("ours")} == {"bfloat16"}
+    assert {row.dtype for row in rows if not row.implementation.startswith("ours")} == {"float32"}
 
 
 def test_threads_are_as_before_and_those_asked_for_while_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,8 +98,8 @@ def test_on_a_cpu_the_table_has_ratios_alone() -> None:
     assert "torch: " in written
 
 
-def bench(contestant: Contestant, **changes: Any) -> Bench:
-    field = Field(contestants=(contestant,), baseline=contestant.name, left_out={})
+def bench(implementation: Implementation, **changes: Any) -> Bench:
+    field = Field(implementations=(implementation,), baseline=implementation.name, left_out={})
     given = {
         "config": QUICK, "workload": TINY, "field": field, "device": CPU, "clock": WallClock(), "cache_bytes": 0
     }  # fmt: skip
@@ -107,9 +107,9 @@ def bench(contestant: Contestant, **changes: Any) -> Bench:
 
 
 def test_on_a_gpu_the_table_has_milliseconds_and_the_share_of_the_roofline() -> None:
-    table = columns(bench(Contestant(name="im2col", attend=lambda i: i.value), device=torch.device("cuda")))
+    table = columns(bench(Implementation(name="im2col", attend=lambda i: i.value), device=torch.device("cuda")))
     row = Timing(
-        queries="dense", backward=True, contestant="ours", dtype="bfloat16", threads=None, milliseconds=0.25,
+        queries="dense", backward=True, implementation="ours", dtype="bfloat16", threads=None, milliseconds=0.25,
         fastest=0.2, floor=0.05, bytes=10, ratio=3.5, fastest_ratio=4.5, plain_ratio=11.25, threads_ratio=None,
         floor_share=0.2,
     )  # fmt: skip
@@ -134,7 +134,7 @@ def test_inputs_take_turns() -> None:
         return inputs.direction * inputs.value.sum() * inputs.offsets.sum() * inputs.logits.sum()
 
     size = make_inputs(TINY, 7).bytes
-    measured = bench(Contestant(name=PLAIN, attend=attend), cache_bytes=2 * size, config=replace(QUICK, repeats=5))
+    measured = bench(Implementation(name=PLAIN, attend=attend), cache_bytes=2 * size, config=replace(QUICK, repeats=5))
     assert len(list(measured.rows(quiet))) == 8
     for pointers, copies in ((seen[4], 5), (seen[2], 8)):
         assert len(set(pointers[:copies])) >= 5
@@ -187,7 +187,7 @@ def test_who_is_left_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here, or torch is a build without CUDA")
 def test_on_a_gpu_all_is_measured(tmp_path: Path) -> None:
     rows, written = run(replace(QUICK, device="cuda", json=str(tmp_path / "op.json")))
-    assert {row.dtype for row in rows if row.contestant == "ours"} == {"float32", "bfloat16", "float16"}
+    assert {row.dtype for row in rows if row.implementation == "ours"} == {"float32", "bfloat16", "float16"}
     assert {row.threads for row in rows} == {None}
     assert all(row.milliseconds > 0 for row in rows)
     assert json.loads((tmp_path / "op.json").read_text())["baseline"] in written

@@ -32,7 +32,7 @@ class Recorder:
 
 
 def weights(loop: TrainLoop) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in loop.best_weights.state_dict().items()}
+    return {name: value.clone() for name, value in loop.eval_model.state_dict().items()}
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -44,7 +44,7 @@ LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask_prediction")
 
 def test_the_loop_learns_and_tells_how_far_it_is(quick_run: RunConfig) -> None:
     hooks = Recorder()
-    # Overfit: the held-out images are the training images, unaugmented.
+    # Overfit: the validation images are the training images, unaugmented.
     changes = {
         "data.train_limit": 8,
         "data.augment.crop": 0.0,
@@ -161,7 +161,7 @@ def test_fine_tuning_starts_from_the_given_model(quick_run: RunConfig, tmp_path:
 
     trained = build_loop(quick_run)
     trained.run()
-    save_model(tmp_path / "model", trained.best_weights)
+    save_model(tmp_path / "model", trained.eval_model)
     tuned = build_loop(override(quick_run, {"training.init_model": str(tmp_path / "model"), "model.keep_ratio": 0.6}))
 
     assert same(weights(trained), weights(tuned))

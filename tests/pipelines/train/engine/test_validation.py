@@ -6,7 +6,7 @@ import torch
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import override
 from pipelines.train.engine.build import build_loop
-from pipelines.train.engine.validation import detect, flat_metrics, held_out_metrics, held_out_overlap
+from pipelines.train.engine.validation import detect, flat_metrics, validation_metrics, validation_overlap
 from sparse_detr.decoder_attention import decoder_attention_map
 from sparse_detr.evaluation.attention_overlap import OverlapMean
 from sparse_detr.evaluation.mode import evaluating
@@ -19,7 +19,7 @@ def perfect_results(ground_truth: dict[str, list[dict[str, object]]]) -> list[di
 
 def test_perfect_results_have_an_ap_of_one(quick_run: RunConfig) -> None:
     ground_truth = build_loop(quick_run).data.ground_truth
-    metrics = held_out_metrics(perfect_results(ground_truth), ground_truth)
+    metrics = validation_metrics(perfect_results(ground_truth), ground_truth)
 
     flat = flat_metrics(metrics)
     assert flat["ap"] == 1.0
@@ -29,7 +29,7 @@ def test_perfect_results_have_an_ap_of_one(quick_run: RunConfig) -> None:
     assert "ap_large" not in flat
 
 
-def test_every_held_out_image_gets_detections(quick_run: RunConfig) -> None:
+def test_every_validation_image_gets_detections(quick_run: RunConfig) -> None:
     loop = build_loop(quick_run)
     loop.model.train()
     results = detect(loop.model, loop.data.val, loop.data.classes, "cpu")
@@ -53,7 +53,7 @@ def test_corr_of_sparse_models_is_measured_beside_the_same_detections(quick_run:
             dam = decoder_attention_map(output.decoder_attention, output.shapes)
             for row, count in enumerate(output.selection.counts.tolist()):
                 shares.append(float(dam[row, output.selection.kept[row, :count]].sum() / dam[row].sum()))
-    summary = held_out_overlap(overlap)
+    summary = validation_overlap(overlap)
     assert len(shares) == 8
     assert summary["corr"] == pytest.approx(sum(shares) / 8, abs=1e-5)
     metrics = loop.evaluate()

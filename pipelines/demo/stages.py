@@ -37,7 +37,7 @@ STEPS = 7
 @contextmanager
 def tracked(config: DemoConfig, place: Place) -> Iterator[Tracker]:
     """The demo's own MLflow run, under which all others nest; closed with how the demo ended."""
-    with closing(open_run(place.tracking_uri, EXPERIMENT, "demo", tags={"verb": "demo"})) as tracker:
+    with closing(open_run(place.tracking_uri, EXPERIMENT, "demo", tags={"command": "demo"})) as tracker:
         tracker.params(asdict(config))
         yield tracker
 
@@ -46,7 +46,7 @@ def make_data(config: DemoConfig, place: Place, steps: Steps) -> DemoData:
     """Generate and upload."""
     with steps.step("Data set") as bar:
         data = upload(place.store, config, bar.move)
-        bar.note = f"{config.images:,} + {config.held_out:,} images, {config.collection:,} to search, " + (
+        bar.note = f"{config.images:,} + {config.validation:,} images, {config.collection:,} to search, " + (
             f"{len(data.broken)} broken on purpose"
         )
     return data

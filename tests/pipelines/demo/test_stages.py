@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines.demo import story
+from pipelines.demo import stages
 from pipelines.demo.collection import DemoData
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.report import Example
 from pipelines.demo.results import Place
-from pipelines.demo.story import inference_config, write_pictures, write_report_and_summary
+from pipelines.demo.stages import inference_config, write_pictures, write_report_and_summary
 from pipelines.tracking.tracker import NullTracker
 from sparse_detr.data.decode import decode_image
 from sparse_detr.storage.location import locate
@@ -42,16 +42,16 @@ def test_a_small_collection_may_be_mostly_broken(tmp_path: Path) -> None:
 def test_no_summary_without_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The summary says that the demo went to its end, so it is written last."""
     place = Place(folder=tmp_path, store=locate(tmp_path), tracking_uri="none")
-    monkeypatch.setattr(story, "make_summary", lambda *_: {"ap": 0.5})
-    monkeypatch.setattr(story, "make_report", lambda *_: None)
+    monkeypatch.setattr(stages, "make_summary", lambda *_: {"ap": 0.5})
+    monkeypatch.setattr(stages, "make_report", lambda *_: None)
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(story, "write_report", fail)
+    monkeypatch.setattr(stages, "write_report", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report_and_summary(place, DemoConfig(), None, NullTracker(), (), 1.0)  # type: ignore[arg-type]
     assert not (tmp_path / "summary.json").exists()
-    monkeypatch.setattr(story, "write_report", lambda path, _: path.write_text("report"))
+    monkeypatch.setattr(stages, "write_report", lambda path, _: path.write_text("report"))
     write_report_and_summary(place, DemoConfig(), None, NullTracker(), (), 1.0)  # type: ignore[arg-type]
     assert (tmp_path / "summary.json").read_text() == '{\n  "ap": 0.5\n}\n'
