@@ -51,7 +51,7 @@ def _start(dropped: int) -> RunStart:
 def test_the_first_boxes_are_shown_and_all_of_them_counted() -> None:
     text = _start(dropped=45).describe()
 
-    assert "70 training images, 30 held out" in text
+    assert "70 training images, 30 validation images" in text
     assert "Boxes left out: 45" in text
     assert "train.json: 0.jpg: annotation 0: box [0, 0, 0, 9] has no area" in text
     assert "annotation 44:" not in text
@@ -74,7 +74,7 @@ def test_nothing_is_listed_where_nothing_was_lost() -> None:
     start.record(tracker)
 
     assert tracker.kept == {"dropped_boxes": 0}
-    assert start.describe() == "7 training images, 3 held out"
+    assert start.describe() == "7 training images, 3 validation images"
 
 
 @contextmanager
