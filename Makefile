@@ -43,7 +43,7 @@ demo: $(STAMP)
 	$(BIN)/sparse-detr demo $(DEMO)
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow" $(TEST)
+	$(BIN)/pytest -m "not slow" -n logical --maxprocesses 4 --dist loadgroup $(TEST)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow $(TEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
     from sparse_detr.storage.location import Location
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Processes that share the cores gain nothing from a second thread each. Set here, before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a process: those of one file, for the fixtures of their module, and all that use the cluster.
+
+    The cluster's come first, as they are the longest row.
+    """
+    for item in items:
+        group = "cluster" if "ray_cluster" in getattr(item, "fixturenames", ()) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: "ray_cluster" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
