@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tarfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +45,16 @@ def shared() -> Path:
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: recorded tensors and real images lie there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def version_0_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoint that version 0.1 wrote, and what it computed from it: see `tests/fixtures`."""
+    source, folder = ROOT / "tests" / "fixtures" / "version_0_1", tmp_path_factory.mktemp("version_0_1")
+    with tarfile.open(source / "checkpoint.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    shutil.copy(source / "expected.npz", folder)
     return folder
 
 
