@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "problem.h"
@@ -63,7 +64,7 @@ inline void check_like(const char* name, const Tensor& tensor, const Tensor& val
 }
 
 // Sizes and pointers of a call whose arguments fit together; raises otherwise. `references` is absent in the unfused
-// form, in which `positions` are locations and `weights` come after the softmax.
+// form, in which `positions` are locations and `weights` come after the softmax. Points into all of them.
 inline Problem checked(
     const Tensor& value, const std::vector<int64_t>& shapes, const Tensor* references, const Tensor& positions,
     const Tensor& weights) {
@@ -79,6 +80,7 @@ inline Problem checked(
       positions.dim() == 6, "deformable_attention: ", positions_name, " has shape ", listed(positions),
       "; give [B, Q, M, L, P, 2]");
   Problem p{};
+  p.shapes = shapes.data();
   p.images = value.size(0), p.tokens = value.size(1), p.heads = value.size(2), p.channels = value.size(3);
   p.queries = positions.size(1), p.levels = static_cast<int64_t>(shapes.size()) / 2, p.points = positions.size(4);
   int64_t tokens = 0;
@@ -141,6 +143,15 @@ inline void take_gradient(const Tensor& gradient, const Tensor& value, Problem& 
       gradient.scalar_type() == value.scalar_type(), "deformable_attention: gradient has ",
       type_name(gradient.scalar_type()), ", value ", type_name(value.scalar_type()), "; give that type");
   p.output_gradient = gradient.const_data_ptr();
+}
+
+// Gradients of positions and weights, for a kernel to fill; zeros where it has nothing to do.
+inline std::pair<Tensor, Tensor> sample_gradients_for(const Tensor& positions, const Tensor& weights, Problem& p) {
+  Tensor to_positions = torch::stable::empty_like(positions), to_weights = torch::stable::empty_like(weights);
+  if (empty(p)) torch::stable::zero_(to_positions), torch::stable::zero_(to_weights);
+  p.position_gradient = to_positions.mutable_data_ptr();
+  p.weight_gradient = to_weights.mutable_data_ptr();
+  return {to_positions, to_weights};
 }
 
 // Where nothing is to be computed: a tensor without entries.

@@ -1,6 +1,6 @@
 // The op: its schema, and the kernels for the CPU. The kernels for CUDA register themselves from a library of their own.
-#include "arguments.h"
 #include "cpu/instruction_sets.h"
+#include "entries.h"
 
 #include <atomic>
 #include <cstring>
@@ -43,8 +43,6 @@ void in_parallel(const Problem& problem, int64_t threads, int64_t tasks, Run run
   STD_TORCH_CHECK(!failed, "deformable_attention: no memory for a copy of one head's values");
 }
 
-bool empty(const Problem& p) { return p.images == 0 || p.queries == 0 || p.heads == 0 || p.channels == 0; }
-
 void check_cpu(const Problem& p) {
   STD_TORCH_CHECK(
       p.value_type != Element::float16 && p.sample_type != Element::float16,
@@ -55,11 +53,9 @@ Tensor forward_cpu(
     const Tensor& value, const std::vector<int64_t>& shapes, const Tensor* references, const Tensor& positions,
     const Tensor& weights) {
   Problem problem = checked(value, shapes, references, positions, weights);
-  problem.shapes = shapes.data();
   check_cpu(problem);
   Tensor output = output_for(value, problem);
-  if (empty(problem)) return output;
-  if (problem.points == 0) return torch::stable::fill_(output, 0.0);
+  if (empty(problem)) return torch::stable::fill_(output, 0.0);
   const CpuKernels& kernels = InstructionSets::get().choose(problem);
   const int64_t threads = torch::stable::get_num_threads();
   in_parallel(problem, threads, kernels.forward_tasks(problem, threads), kernels.forward);
@@ -70,10 +66,9 @@ Gradients backward_cpu(
     const Tensor& gradient, const Tensor& value, const std::vector<int64_t>& shapes, const Tensor* references,
     const Tensor& positions, const Tensor& weights, bool for_value, bool for_samples) {
   Problem problem = checked(value, shapes, references, positions, weights);
-  problem.shapes = shapes.data();
   check_cpu(problem);
   take_gradient(gradient, value, problem);
-  const bool none = empty(problem) || problem.points == 0;
+  const bool none = empty(problem);
   const CpuKernels& kernels = InstructionSets::get().choose(problem);
   const int64_t threads = torch::stable::get_num_threads();
   Tensor to_value = nothing_like(value), to_positions = nothing_like(positions), to_weights = nothing_like(weights);
@@ -85,38 +80,11 @@ Gradients backward_cpu(
       in_parallel(problem, threads, kernels.value_gradient_tasks(problem, threads), kernels.value_gradient);
   }
   if (for_samples) {
-    to_positions = torch::stable::empty_like(positions);
-    to_weights = torch::stable::empty_like(weights);
-    if (none) {
-      torch::stable::zero_(to_positions);
-      torch::stable::zero_(to_weights);
-    }
-    problem.position_gradient = to_positions.mutable_data_ptr();
-    problem.weight_gradient = to_weights.mutable_data_ptr();
+    std::tie(to_positions, to_weights) = sample_gradients_for(positions, weights, problem);
     if (!none)
       in_parallel(problem, threads, kernels.sample_gradient_tasks(problem, threads), kernels.sample_gradient);
   }
   return {to_value, to_positions, to_weights};
-}
-
-Tensor deformable_attention(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights) {
-  return forward_cpu(value, shapes, nullptr, locations, weights);
-}
-
-Gradients deformable_attention_backward(
-    Tensor gradient, Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights, bool for_value,
-    bool for_samples) {
-  return backward_cpu(gradient, value, shapes, nullptr, locations, weights, for_value, for_samples);
-}
-
-Tensor fused(Tensor value, std::vector<int64_t> shapes, Tensor references, Tensor offsets, Tensor logits) {
-  return forward_cpu(value, shapes, &references, offsets, logits);
-}
-
-Gradients fused_backward(
-    Tensor gradient, Tensor value, std::vector<int64_t> shapes, Tensor references, Tensor offsets, Tensor logits,
-    bool for_value, bool for_samples) {
-  return backward_cpu(gradient, value, shapes, &references, offsets, logits, for_value, for_samples);
 }
 
 }  // namespace
@@ -136,10 +104,7 @@ STABLE_TORCH_LIBRARY(sparse_detr, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_detr, CPU, m) {
-  m.impl("deformable_attention", TORCH_BOX(&sparse_detr::deformable_attention));
-  m.impl("deformable_attention_backward", TORCH_BOX(&sparse_detr::deformable_attention_backward));
-  m.impl("fused_deformable_attention", TORCH_BOX(&sparse_detr::fused));
-  m.impl("fused_deformable_attention_backward", TORCH_BOX(&sparse_detr::fused_backward));
+  sparse_detr::Entries<sparse_detr::forward_cpu, sparse_detr::backward_cpu>::implement(m);
 }
 
 // For ctypes: what this build is, and a limit to its instruction set.

@@ -27,6 +27,11 @@ struct Problem {
   void* weight_gradient;
 };
 
+// Whether no sample touches any output: then outputs and gradients are zeros, as far as they have entries.
+inline bool empty(const Problem& p) {
+  return p.images == 0 || p.queries == 0 || p.heads == 0 || p.channels == 0 || p.points == 0;
+}
+
 // One instruction set's kernels for the CPU. Work comes in tasks that touch no common memory, so that they may run in
 // any order and number at once with the same result, bit by bit.
 struct CpuKernels {

@@ -5,7 +5,7 @@
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 
-#include "../arguments.h"
+#include "../entries.h"
 #include "launch.h"
 
 namespace sparse_detr {
@@ -77,15 +77,10 @@ void by_type(const Problem& p, const Run& run) {
   exact ? run(__half{}, float{}) : run(__half{}, __half{});
 }
 
-bool empty(const Problem& p) {
-  return p.images == 0 || p.queries == 0 || p.heads == 0 || p.channels == 0 || p.points == 0;
-}
-
 Tensor forward_cuda(
     const Tensor& value, const std::vector<int64_t>& shapes, const Tensor* references, const Tensor& positions,
     const Tensor& weights) {
   Problem problem = checked(value, shapes, references, positions, weights);
-  problem.shapes = shapes.data();
   const Device device(value.get_device_index());
   Tensor output = output_for(value, problem);
   if (empty(problem)) return torch::stable::fill_(output, 0.0);
@@ -105,7 +100,6 @@ Gradients backward_cuda(
     const Tensor& gradient, const Tensor& value, const std::vector<int64_t>& shapes, const Tensor* references,
     const Tensor& positions, const Tensor& weights, bool for_value, bool for_samples) {
   Problem problem = checked(value, shapes, references, positions, weights);
-  problem.shapes = shapes.data();
   take_gradient(gradient, value, problem);
   const Device device(value.get_device_index());
   Tensor to_value = nothing_like(value), to_positions = nothing_like(positions), to_weights = nothing_like(weights);
@@ -114,16 +108,9 @@ Gradients backward_cuda(
     sums = torch::stable::new_zeros(value, value.sizes(), ScalarType::Float);
     problem.value_gradient = sums.mutable_data_ptr();
   }
-  if (for_samples) {
-    to_positions = torch::stable::empty_like(positions);
-    to_weights = torch::stable::empty_like(weights);
-    problem.position_gradient = to_positions.mutable_data_ptr();
-    problem.weight_gradient = to_weights.mutable_data_ptr();
-  }
+  if (for_samples) std::tie(to_positions, to_weights) = sample_gradients_for(positions, weights, problem);
   const cudaStream_t stream = current_stream(value.get_device_index());
-  if (empty(problem)) {
-    if (for_samples) torch::stable::zero_(to_positions), torch::stable::zero_(to_weights);
-  } else if (for_value || for_samples) {
+  if (!empty(problem) && (for_value || for_samples)) {
     check_limits(problem);
     by_type(problem, [&](auto t, auto s) {
       using T = decltype(t);
@@ -147,34 +134,11 @@ Gradients backward_cuda(
   return {to_value, to_positions, to_weights};
 }
 
-Tensor deformable_attention(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights) {
-  return forward_cuda(value, shapes, nullptr, locations, weights);
-}
-
-Gradients deformable_attention_backward(
-    Tensor gradient, Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights, bool for_value,
-    bool for_samples) {
-  return backward_cuda(gradient, value, shapes, nullptr, locations, weights, for_value, for_samples);
-}
-
-Tensor fused(Tensor value, std::vector<int64_t> shapes, Tensor references, Tensor offsets, Tensor logits) {
-  return forward_cuda(value, shapes, &references, offsets, logits);
-}
-
-Gradients fused_backward(
-    Tensor gradient, Tensor value, std::vector<int64_t> shapes, Tensor references, Tensor offsets, Tensor logits,
-    bool for_value, bool for_samples) {
-  return backward_cuda(gradient, value, shapes, &references, offsets, logits, for_value, for_samples);
-}
-
 }  // namespace
 }  // namespace sparse_detr
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_detr, CUDA, m) {
-  m.impl("deformable_attention", TORCH_BOX(&sparse_detr::deformable_attention));
-  m.impl("deformable_attention_backward", TORCH_BOX(&sparse_detr::deformable_attention_backward));
-  m.impl("fused_deformable_attention", TORCH_BOX(&sparse_detr::fused));
-  m.impl("fused_deformable_attention_backward", TORCH_BOX(&sparse_detr::fused_backward));
+  sparse_detr::Entries<sparse_detr::forward_cuda, sparse_detr::backward_cuda>::implement(m);
 }
 
 #ifndef SPARSE_DETR_CUDA_BUILD
