@@ -17,8 +17,8 @@ inline namespace SPARSE_DETR_ISA {
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) {
-    const int64_t step = bytes >= huge_page ? huge_page : 64;
-    const int64_t rounded = (bytes + step - 1) / step * step;
+    const int64_t step = bytes >= huge_page ? huge_page : line;
+    const int64_t rounded = round_up(bytes, step);
     begin_ = next_ = static_cast<char*>(aligned_alloc(static_cast<size_t>(step), static_cast<size_t>(rounded)));
 #if defined(__linux__)
     // Cells of many rows are read at random: a copy of a head has more small pages than the processor's first table.
@@ -34,11 +34,11 @@ class Scratch {
   template <class P>
   P* take(int64_t count) {
     P* piece = reinterpret_cast<P*>(next_);
-    next_ += round_up(count * static_cast<int64_t>(sizeof(P)));
+    next_ += round_up(count * static_cast<int64_t>(sizeof(P)), line);
     return piece;
   }
-  static int64_t round_up(int64_t bytes) { return (bytes + 64) / 64 * 64; }
-  static constexpr int64_t huge_page = 2 << 20;
+  static constexpr int64_t round_up(int64_t bytes, int64_t step) { return (bytes + step - 1) / step * step; }
+  static constexpr int64_t line = 64, huge_page = 2 << 20;
 
  private:
   char *begin_, *next_;

@@ -9,8 +9,13 @@
 #include <vector>
 
 #include "../../csrc/cpu/instruction_sets.h"
+#include "../../csrc/cpu/samples.h"
 
 using namespace sparse_detr;
+
+// No byte is added to what is a multiple already.
+static_assert(Scratch::round_up(0, 64) == 0 && Scratch::round_up(1, 64) == 64);
+static_assert(Scratch::round_up(64, 64) == 64 && Scratch::round_up(65, 64) == 128);
 
 namespace {
 
