@@ -49,19 +49,19 @@ struct Lanes<double> {
 
 // From a location relative to the level: 0 and 1 are the outer edges of the first and the last cell.
 template <class Real>
-SPARSE_DETR_INLINE Real cell_of_location(Real location, Real size) {
+SPARSE_DETR_INLINE Real pixel_of_location(Real location, Real size) {
   return location * size - Lanes<Real>::all(0.5);
 }
 
 // From a reference point (x, y) and an offset in cells.
 template <class Real>
-SPARSE_DETR_INLINE Real cell_of_offset(Real reference, Real offset, Real size) {
+SPARSE_DETR_INLINE Real pixel_of_offset(Real reference, Real offset, Real size) {
   return reference * size + (offset - Lanes<Real>::all(0.5));
 }
 
 // Cells that an offset of 1 is from a reference box (cx, cy, w, h): half its extent, divided among the points.
 template <class Real>
-SPARSE_DETR_INLINE Real cells_per_offset(Real extent, Real size, Real half_over_points) {
+SPARSE_DETR_INLINE Real pixels_per_offset(Real extent, Real size, Real half_over_points) {
   return extent * half_over_points * size;
 }
 
@@ -69,44 +69,44 @@ SPARSE_DETR_INLINE Real cells_per_offset(Real extent, Real size, Real half_over_
 template <class Real>
 struct Axis {
   typename Lanes<Real>::Int low, high;
-  Real low_share, high_share;
+  Real low_weight, high_weight;
   Real low_slope, high_slope;  // derivatives of the shares with respect to the position
 };
 
 template <class Real>
-SPARSE_DETR_INLINE Axis<Real> around(Real cell, Real size) {
+SPARSE_DETR_INLINE Axis<Real> around(Real pixel, Real size) {
   using L = Lanes<Real>;
   const Real zero = L::all(0), one = L::all(1), last = size - one;
   // What is far outside, and NaN, goes to a place just outside, where integers can hold it.
-  cell = cell > L::all(-2) ? cell : L::all(-2);
-  cell = cell < size + one ? cell : size + one;
-  Real low = L::real(L::truncate(cell));
-  low = low > cell ? low - one : low;
-  const Real part = cell - low, high = low + one;
-  Real low_cell = low > zero ? low : zero;
-  low_cell = low_cell < last ? low_cell : last;
-  Real high_cell = high > zero ? high : zero;
-  high_cell = high_cell < last ? high_cell : last;
+  pixel = pixel > L::all(-2) ? pixel : L::all(-2);
+  pixel = pixel < size + one ? pixel : size + one;
+  Real low = L::real(L::truncate(pixel));
+  low = low > pixel ? low - one : low;
+  const Real part = pixel - low, high = low + one;
+  Real low_index = low > zero ? low : zero;
+  low_index = low_index < last ? low_index : last;
+  Real high_index = high > zero ? high : zero;
+  high_index = high_index < last ? high_index : last;
   Axis<Real> axis;
-  axis.low = L::truncate(low_cell);
-  axis.high = L::truncate(high_cell);
-  axis.low_share = low_cell == low ? one - part : zero;
-  axis.high_share = high_cell == high ? part : zero;
-  axis.low_slope = low_cell == low ? -one : zero;
-  axis.high_slope = high_cell == high ? one : zero;
+  axis.low = L::truncate(low_index);
+  axis.high = L::truncate(high_index);
+  axis.low_weight = low_index == low ? one - part : zero;
+  axis.high_weight = high_index == high ? part : zero;
+  axis.low_slope = low_index == low ? -one : zero;
+  axis.high_slope = high_index == high ? one : zero;
   return axis;
 }
 
 // The four corners are numbered top left, top right, bottom left, bottom right.
 template <class Real>
-struct Shares {
-  Real corner[4];
+struct CornerWeights {
+  Real at[4];
 };
 
 template <class Real>
-SPARSE_DETR_INLINE Shares<Real> corner_shares(const Axis<Real>& x, const Axis<Real>& y, Real weight) {
-  const Real top = y.low_share * weight, bottom = y.high_share * weight;
-  return {{top * x.low_share, top * x.high_share, bottom * x.low_share, bottom * x.high_share}};
+SPARSE_DETR_INLINE CornerWeights<Real> corner_weights(const Axis<Real>& x, const Axis<Real>& y, Real weight) {
+  const Real top = y.low_weight * weight, bottom = y.high_weight * weight;
+  return {{top * x.low_weight, top * x.high_weight, bottom * x.low_weight, bottom * x.high_weight}};
 }
 
 // Gradients of one sample. `dot[c]` is the product of the output's gradient with the value at corner c.
@@ -119,14 +119,14 @@ struct SampleGradient {
 template <class Real>
 SPARSE_DETR_INLINE SampleGradient<Real> sample_gradient(
     const Axis<Real>& x, const Axis<Real>& y, Real weight, const Real dot[4]) {
-  const Real top = x.low_share * dot[0] + x.high_share * dot[1];
-  const Real bottom = x.low_share * dot[2] + x.high_share * dot[3];
+  const Real top = x.low_weight * dot[0] + x.high_weight * dot[1];
+  const Real bottom = x.low_weight * dot[2] + x.high_weight * dot[3];
   const Real along_top = x.low_slope * dot[0] + x.high_slope * dot[1];
   const Real along_bottom = x.low_slope * dot[2] + x.high_slope * dot[3];
   SampleGradient<Real> gradient;
-  gradient.x = weight * (y.low_share * along_top + y.high_share * along_bottom);
+  gradient.x = weight * (y.low_weight * along_top + y.high_weight * along_bottom);
   gradient.y = weight * (y.low_slope * top + y.high_slope * bottom);
-  gradient.weight = y.low_share * top + y.high_share * bottom;
+  gradient.weight = y.low_weight * top + y.high_weight * bottom;
   return gradient;
 }
 

@@ -21,12 +21,12 @@ SPARSE_DETR_INLINE typename Channels<T>::Real products(const T* gradient, const 
   for (int u = 0; u < units; ++u) C::read(gradient + u * C::width, given + u * C::parts);
   asm("" : "+r"(index));  // or GCC computes all addresses before the loop over channels, and spills them
   const auto part = [&](int lane) SPARSE_DETR_LAMBDA {
-    const T* cell = values + index[lane];
+    const T* corner = values + index[lane];
     Real sum{};
 #pragma GCC unroll 8
     for (int u = 0; u < units; ++u) {
       Real row[C::parts];
-      C::read(cell + u * C::width, row);
+      C::read(corner + u * C::width, row);
 #pragma GCC unroll 2
       for (int k = 0; k < C::parts; ++k)
         sum = u + k == 0 ? row[0] * given[0] : sum + row[k] * given[u * C::parts + k];
@@ -98,15 +98,15 @@ template <class T, class S>
 void sample_gradients_task(const Problem& p, int64_t threads, int64_t task, Scratch& scratch) {
   using Scalar = typename Samples<T, S>::Scalar;
   const bool packed = worth_packing(p);
-  const Share share = share_of(p, threads, task);
+  const Range range = range_of(p, threads, task);
   const int64_t padded = p.levels * p.points + Samples<T, S>::lanes;
   if (packed) {
     Samples<T, S> samples(p, p.channels, scratch);
     Scalar* raw = scratch.template take<Scalar>(padded);
     T* values = scratch.template take<T>(p.tokens * p.channels);
-    pack(p, share.image, share.head, values);
-    const auto at = [&](int64_t i) { return Place{share.image, share.begin + i, share.head}; };
-    const int64_t places = share.end - share.begin;
+    pack(p, range.image, range.head, values);
+    const auto at = [&](int64_t i) { return Place{range.image, range.begin + i, range.head}; };
+    const int64_t places = range.end - range.begin;
     run_places<true, false>(samples, places, values, at, [&](const auto& slot, const Place& place, const auto&) {
       sample_gradient_place(samples, slot, place, values, raw);
     });
@@ -115,10 +115,10 @@ void sample_gradients_task(const Problem& p, int64_t threads, int64_t task, Scra
     Scalar* raw = scratch.template take<Scalar>(padded);
     const T* values = static_cast<const T*>(p.value);
     const auto at = [&](int64_t i) {
-      const int64_t query = share.begin + i / p.heads;
+      const int64_t query = range.begin + i / p.heads;
       return Place{query / p.queries, query % p.queries, i % p.heads};
     };
-    const int64_t places = (share.end - share.begin) * p.heads;
+    const int64_t places = (range.end - range.begin) * p.heads;
     run_places<true, true>(samples, places, values, at, [&](const auto& slot, const Place& place, auto next) {
       const T* head = values + (place.image * p.tokens * p.heads + place.head) * p.channels;
       next.ask_all(samples);
@@ -140,7 +140,7 @@ bool sample_gradients(const Problem& p, int64_t threads, int64_t begin, int64_t 
 
 // Adds shares of one row of the gradient to its cells. The sums are Real, in the order of Channels<T>::read.
 template <class T, class S, int units, class Next>
-SPARSE_DETR_INLINE void add_to_cells(
+SPARSE_DETR_INLINE void add_to_rows(
     const Samples<T, S>& samples, const typename Samples<T, S>::Slot& slot, const Next& next, const T* gradient,
     typename Samples<T, S>::Scalar* sums) {
   using C = Channels<T>;
@@ -153,11 +153,11 @@ SPARSE_DETR_INLINE void add_to_cells(
   for (int64_t s = 0; s < samples.count; ++s) {
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
-      auto* cell = sums + slot.index[c * padded + s];
-      const auto share = slot.share[c * padded + s];
+      auto* corner = sums + slot.index[c * padded + s];
+      const auto weight = slot.corner_weight[c * padded + s];
       next.ask(c * padded + s, units * C::width);
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) store(cell + v * lanes, load<Real>(cell + v * lanes) + given[v] * share);
+      for (int v = 0; v < vectors; ++v) store(corner + v * lanes, load<Real>(corner + v * lanes) + given[v] * weight);
     }
   }
 }
@@ -170,16 +170,16 @@ SPARSE_DETR_INLINE void value_gradient_place(
   const int64_t channels = samples.p.channels;
   int64_t d = 0;
   for (; d + 4 * C::width <= channels; d += 4 * C::width)
-    add_to_cells<T, S, 4>(samples, slot, next.from(d), gradient + d, sums + d);
+    add_to_rows<T, S, 4>(samples, slot, next.from(d), gradient + d, sums + d);
   for (; d + 2 * C::width <= channels; d += 2 * C::width)
-    add_to_cells<T, S, 2>(samples, slot, next.from(d), gradient + d, sums + d);
+    add_to_rows<T, S, 2>(samples, slot, next.from(d), gradient + d, sums + d);
   for (; d + C::width <= channels; d += C::width)
-    add_to_cells<T, S, 1>(samples, slot, next.from(d), gradient + d, sums + d);
+    add_to_rows<T, S, 1>(samples, slot, next.from(d), gradient + d, sums + d);
   for (; d < channels; ++d)
     for (int64_t s = 0; s < samples.count; ++s)
       for (int c = 0; c < 4; ++c) {
         const int64_t i = c * samples.padded + s;
-        sums[slot.index[i] + d] += C::scalar(gradient[d]) * slot.share[i];
+        sums[slot.index[i] + d] += C::scalar(gradient[d]) * slot.corner_weight[i];
       }
 }
 

@@ -19,7 +19,7 @@ void pack(const Problem& p, int64_t image, int64_t head, T* to) {
 }
 
 // A range of the work. Packed: queries of one image and head. Otherwise: queries of all images, all heads of each.
-struct Share {
+struct Range {
   int64_t image, head, begin, end;
 };
 
@@ -34,7 +34,7 @@ inline int64_t query_tasks(const Problem& p, int64_t threads) {
   return all < 8 * threads ? all : 8 * threads;
 }
 
-inline Share share_of(const Problem& p, int64_t threads, int64_t task) {
+inline Range range_of(const Problem& p, int64_t threads, int64_t task) {
   const int64_t tasks = query_tasks(p, threads);
   if (!worth_packing(p)) {
     const int64_t all = p.images * p.queries;
@@ -57,9 +57,9 @@ struct Ahead {
     // Not into L1: a head's cells lie at multiples of the token's size, which share few of its sets.
     constexpr int into_l2 = 2;
     if constexpr (wanted) {
-      const char* cell = reinterpret_cast<const char*>(values + index[i]);
+      const char* row = reinterpret_cast<const char*>(values + index[i]);
       for (int byte = 0; byte < count * static_cast<int>(sizeof(T)); byte += 64)
-        __builtin_prefetch(cell + byte, 0, into_l2);
+        __builtin_prefetch(row + byte, 0, into_l2);
     }
   }
   SPARSE_DETR_INLINE void ask_all(const Samples<T, S>& samples) const {
@@ -86,7 +86,7 @@ SPARSE_DETR_INLINE void run_places(Samples<T, S>& samples, int64_t n, const T* b
 }
 
 template <class T, class S, int units, class Next>
-SPARSE_DETR_INLINE void sum_cells(
+SPARSE_DETR_INLINE void sum_rows(
     const Samples<T, S>& samples, const typename Samples<T, S>::Slot& slot, const Next& next, const T* values,
     T* output) {
   using C = Channels<T>;
@@ -98,15 +98,15 @@ SPARSE_DETR_INLINE void sum_cells(
   for (int64_t s = 0; s < samples.count; ++s) {
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
-      const T* cell = values + slot.index[c * padded + s];
-      const auto share = slot.share[c * padded + s];
+      const T* corner = values + slot.index[c * padded + s];
+      const auto weight = slot.corner_weight[c * padded + s];
       next.ask(c * padded + s, units * C::width);
 #pragma GCC unroll 8
       for (int u = 0; u < units; ++u) {
         Real row[C::parts];
-        C::read(cell + u * C::width, row);
+        C::read(corner + u * C::width, row);
 #pragma GCC unroll 2
-        for (int k = 0; k < C::parts; ++k) sum[c % chains][u * C::parts + k] += row[k] * share;
+        for (int k = 0; k < C::parts; ++k) sum[c % chains][u * C::parts + k] += row[k] * weight;
       }
     }
   }
@@ -131,19 +131,19 @@ SPARSE_DETR_INLINE void forward_place(
   int64_t d = 0;
   if constexpr (C::parts == 1)
     for (; d + 8 * C::width <= channels; d += 8 * C::width)
-      sum_cells<T, S, 8>(samples, slot, next.from(d), values + d, output + d);
+      sum_rows<T, S, 8>(samples, slot, next.from(d), values + d, output + d);
   for (; d + 4 * C::width <= channels; d += 4 * C::width)
-    sum_cells<T, S, 4>(samples, slot, next.from(d), values + d, output + d);
+    sum_rows<T, S, 4>(samples, slot, next.from(d), values + d, output + d);
   for (; d + 2 * C::width <= channels; d += 2 * C::width)
-    sum_cells<T, S, 2>(samples, slot, next.from(d), values + d, output + d);
+    sum_rows<T, S, 2>(samples, slot, next.from(d), values + d, output + d);
   for (; d + C::width <= channels; d += C::width)
-    sum_cells<T, S, 1>(samples, slot, next.from(d), values + d, output + d);
+    sum_rows<T, S, 1>(samples, slot, next.from(d), values + d, output + d);
   for (; d < channels; ++d) {
     typename Samples<T, S>::Scalar sum = 0;
     for (int64_t s = 0; s < samples.count; ++s)
       for (int c = 0; c < 4; ++c) {
         const int64_t i = c * samples.padded + s;
-        sum += C::scalar(values[slot.index[i] + d]) * slot.share[i];
+        sum += C::scalar(values[slot.index[i] + d]) * slot.corner_weight[i];
       }
     output[d] = C::narrow(sum);
   }
@@ -152,14 +152,14 @@ SPARSE_DETR_INLINE void forward_place(
 template <class T, class S>
 void forward_task(const Problem& p, int64_t threads, int64_t task, Scratch& scratch) {
   const bool packed = worth_packing(p);
-  const Share share = share_of(p, threads, task);
+  const Range range = range_of(p, threads, task);
   T* output = static_cast<T*>(p.output);
   if (packed) {
     Samples<T, S> samples(p, p.channels, scratch);
     T* values = scratch.template take<T>(p.tokens * p.channels);
-    pack(p, share.image, share.head, values);
-    const auto at = [&](int64_t i) { return Place{share.image, share.begin + i, share.head}; };
-    const int64_t places = share.end - share.begin;
+    pack(p, range.image, range.head, values);
+    const auto at = [&](int64_t i) { return Place{range.image, range.begin + i, range.head}; };
+    const int64_t places = range.end - range.begin;
     run_places<false, false>(samples, places, values, at, [&](const auto& slot, const Place& place, auto next) {
       const int64_t row = (place.image * p.queries + place.query) * p.heads + place.head;
       forward_place(samples, slot, next, values, output + row * p.channels);
@@ -168,10 +168,10 @@ void forward_task(const Problem& p, int64_t threads, int64_t task, Scratch& scra
     Samples<T, S> samples(p, p.heads * p.channels, scratch);
     const T* values = static_cast<const T*>(p.value);
     const auto at = [&](int64_t i) {
-      const int64_t query = share.begin + i / p.heads;
+      const int64_t query = range.begin + i / p.heads;
       return Place{query / p.queries, query % p.queries, i % p.heads};
     };
-    const int64_t places = (share.end - share.begin) * p.heads;
+    const int64_t places = (range.end - range.begin) * p.heads;
     run_places<false, true>(samples, places, values, at, [&](const auto& slot, const Place& place, auto next) {
       const int64_t row = (place.image * p.queries + place.query) * p.heads + place.head;
       const T* head = values + (place.image * p.tokens * p.heads + place.head) * p.channels;

@@ -64,9 +64,9 @@ class Samples {
     Real x_scale, y_scale;  // cells that a position's unit is
   };
   struct Slot {
-    int32_t* index;  // [4, padded]: elements from the image's and head's first
-    Scalar* share;   // [4, padded]
-    Group* group;    // [padded / lanes]
+    int32_t* index;         // [4, padded]: elements from the image's and head's first
+    Scalar* corner_weight;  // [4, padded]
+    Group* group;           // [padded / lanes]
   };
 
   // `stride`: elements from one token to the next, where the kernel will read or write.
@@ -83,7 +83,7 @@ class Samples {
     reference_ = scratch.take<Scalar>(4 * padded + lanes);
     for (Slot& slot : slots) {
       slot.index = scratch.take<int32_t>(4 * padded);
-      slot.share = scratch.take<Scalar>(4 * padded);
+      slot.corner_weight = scratch.take<Scalar>(4 * padded);
       slot.group = scratch.take<Group>(padded / lanes);
     }
     stride_ = static_cast<int32_t>(stride);
@@ -114,7 +114,7 @@ class Samples {
     // In registers: a vector's store could change a member, for all that the compiler knows.
     const int64_t count = this->count, padded = this->padded;
     int32_t* const index = slot.index;
-    Scalar* const share = slot.share;
+    Scalar* const corner_weight = slot.corner_weight;
     const S* position = static_cast<const S*>(p.positions) + row * count * 2;
     const S* logit = static_cast<const S*>(p.weights) + row * count;
     if (count != padded) {  // whole vectors would read past the end
@@ -129,7 +129,7 @@ class Samples {
       Group of_its_own;  // in place where it is kept: copying one took as long as computing it
       Group& g = for_gradients ? slot.group[s / lanes] : of_its_own;
       fill(g, position, reference, s);
-      const Shares<Real> shares = corner_shares(g.x, g.y, g.weight);
+      const CornerWeights<Real> weights = corner_weights(g.x, g.y, g.weight);
       const Int rows = Lanes<Real>::load_index(row_ + s), start = Lanes<Real>::load_index(start_ + s);
       const Int top = g.y.low * rows + start, bottom = g.y.high * rows + start;
       const Int left = g.x.low * stride_, right = g.x.high * stride_;
@@ -137,7 +137,7 @@ class Samples {
       Lanes<Real>::store_index(index + padded + s, top + right);
       Lanes<Real>::store_index(index + 2 * padded + s, bottom + left);
       Lanes<Real>::store_index(index + 3 * padded + s, bottom + right);
-      for (int c = 0; c < 4; ++c) store(share + c * padded + s, shares.corner[c]);
+      for (int c = 0; c < 4; ++c) store(corner_weight + c * padded + s, weights.at[c]);
     }
   }
 
@@ -219,19 +219,19 @@ class Samples {
     const Real width = load<Real>(width_ + s), height = load<Real>(height_ + s), one = Lanes<Real>::all(1);
     g.weight = load<Real>(weight_ + s);
     if (p.reference_size == 0) {
-      g.x = around(cell_of_location(x, width), width);
-      g.y = around(cell_of_location(y, height), height);
+      g.x = around(pixel_of_location(x, width), width);
+      g.y = around(pixel_of_location(y, height), height);
       g.x_scale = width, g.y_scale = height;
       return;
     }
     g.x_scale = one, g.y_scale = one;
     if (p.reference_size == 4) {
-      const Real share = one * static_cast<Scalar>(0.5 / static_cast<double>(p.points));
-      g.x_scale = cells_per_offset(reference_entry(reference, s, 2), width, share);
-      g.y_scale = cells_per_offset(reference_entry(reference, s, 3), height, share);
+      const Real half_over_points = one * static_cast<Scalar>(0.5 / static_cast<double>(p.points));
+      g.x_scale = pixels_per_offset(reference_entry(reference, s, 2), width, half_over_points);
+      g.y_scale = pixels_per_offset(reference_entry(reference, s, 3), height, half_over_points);
     }
-    g.x = around(cell_of_offset(reference_entry(reference, s, 0), x * g.x_scale, width), width);
-    g.y = around(cell_of_offset(reference_entry(reference, s, 1), y * g.y_scale, height), height);
+    g.x = around(pixel_of_offset(reference_entry(reference, s, 0), x * g.x_scale, width), width);
+    g.y = around(pixel_of_offset(reference_entry(reference, s, 1), y * g.y_scale, height), height);
   }
 
   Scalar *width_, *height_, *weight_, *reference_;

@@ -10,7 +10,7 @@
 namespace sparse_detr {
 
 struct BackwardSample {
-  int4 cells;
+  int4 corners;
   Sample sample;
   float gradient;  // of the weight
 };
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(128) backward_kernel(const __grid_constant__ L
   const float2 softmax = softmax_terms(launch, group);
   for (int s = group.lane; s < samples; s += group.lanes) {
     mine[s].sample = sample_at(launch, group.row, s, softmax);
-    mine[s].cells = cells_of(launch, head, s, mine[s].sample);
+    mine[s].corners = corners_of(launch, head, s, mine[s].sample);
   }
   __syncwarp();
   const int64_t first = group.row / launch.heads / launch.queries * launch.image_stride;
@@ -34,21 +34,21 @@ __global__ void __launch_bounds__(128) backward_kernel(const __grid_constant__ L
   const bool to_samples = launch.position_gradient != nullptr;
   float weighted = 0.f;
   for (int s = 0; s < samples; ++s) {
-    const int4 cells = mine[s].cells;
+    const int4 corners = mine[s].corners;
     const Sample sample = mine[s].sample;
-    const Shares<float> shares = corner_shares(sample.x, sample.y, sample.weight);
+    const CornerWeights<float> weights = corner_weights(sample.x, sample.y, sample.weight);
     float dot[4] = {};
     for (int d = group.lane * channels_a_lane; d < launch.channels; d += group.lanes * channels_a_lane) {
       float gradient[channels_a_lane];
       load<T, channels_a_lane>(given + d, gradient);
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        if (to_value && shares.corner[c] != 0.f)
+        if (to_value && weights.at[c] != 0.f)
           add_atomically<channels_a_lane>(
-              launch.value_gradient + first + cell(cells, c) + d, gradient, shares.corner[c]);
+              launch.value_gradient + first + corner(corners, c) + d, gradient, weights.at[c]);
         if (to_samples) {
           float row[channels_a_lane];
-          load<T, channels_a_lane>(value + cell(cells, c) + d, row);
+          load<T, channels_a_lane>(value + corner(corners, c) + d, row);
 #pragma unroll
           for (int i = 0; i < channels_a_lane; ++i) dot[c] += row[i] * gradient[i];
         }

@@ -6,8 +6,8 @@
 namespace sparse_detr {
 
 struct ForwardSample {
-  int4 cells;
-  float4 shares;
+  int4 corners;
+  float4 weights;
 };
 
 template <class T, class S, int channels_a_lane>
@@ -19,9 +19,9 @@ __global__ void __launch_bounds__(128) forward_kernel(const __grid_constant__ La
   const float2 softmax = softmax_terms(launch, group);
   for (int s = group.lane; s < samples; s += group.lanes) {
     const Sample sample = sample_at(launch, group.row, s, softmax);
-    const Shares<float> shares = corner_shares(sample.x, sample.y, sample.weight);
-    mine[s].cells = cells_of(launch, head, s, sample);
-    mine[s].shares = make_float4(shares.corner[0], shares.corner[1], shares.corner[2], shares.corner[3]);
+    const CornerWeights<float> weights = corner_weights(sample.x, sample.y, sample.weight);
+    mine[s].corners = corners_of(launch, head, s, sample);
+    mine[s].weights = make_float4(weights.at[0], weights.at[1], weights.at[2], weights.at[3]);
   }
   __syncwarp();
   const T* value = launch.value + group.row / launch.heads / launch.queries * launch.image_stride;
@@ -29,14 +29,14 @@ __global__ void __launch_bounds__(128) forward_kernel(const __grid_constant__ La
     float sum[channels_a_lane] = {};
 #pragma unroll 4
     for (int s = 0; s < samples; ++s) {
-      const int4 cells = mine[s].cells;
-      const float4 shares = mine[s].shares;
+      const int4 corners = mine[s].corners;
+      const float4 weights = mine[s].weights;
       float row[4][channels_a_lane];
 #pragma unroll
-      for (int c = 0; c < 4; ++c) load<T, channels_a_lane>(value + cell(cells, c) + d, row[c]);
+      for (int c = 0; c < 4; ++c) load<T, channels_a_lane>(value + corner(corners, c) + d, row[c]);
 #pragma unroll
       for (int i = 0; i < channels_a_lane; ++i)
-        sum[i] += shares.x * row[0][i] + shares.y * row[1][i] + shares.z * row[2][i] + shares.w * row[3][i];
+        sum[i] += weights.x * row[0][i] + weights.y * row[1][i] + weights.z * row[2][i] + weights.w * row[3][i];
     }
     if (group.active) store<T, channels_a_lane>(launch.output + group.row * launch.channels + d, sum);
   }

@@ -43,7 +43,7 @@ __device__ __forceinline__ void store(T* to, const float (&from)[count]) {
 
 // One instruction for four numbers from sm_90 on; one for each before.
 template <int count>
-__device__ __forceinline__ void add_atomically(float* to, const float (&x)[count], float share) {
+__device__ __forceinline__ void add_atomically(float* to, const float (&x)[count], float weight) {
 #if __CUDA_ARCH__ >= 900
   constexpr bool by_fours = count % 4 == 0;
 #else
@@ -55,11 +55,11 @@ __device__ __forceinline__ void add_atomically(float* to, const float (&x)[count
     for (int i = 0; i < count; i += 4)
       atomicAdd(
           reinterpret_cast<float4*>(to + i),
-          make_float4(x[i] * share, x[i + 1] * share, x[i + 2] * share, x[i + 3] * share));
+          make_float4(x[i] * weight, x[i + 1] * weight, x[i + 2] * weight, x[i + 3] * weight));
 #endif
   } else {
 #pragma unroll
-    for (int i = 0; i < count; ++i) atomicAdd(to + i, x[i] * share);
+    for (int i = 0; i < count; ++i) atomicAdd(to + i, x[i] * weight);
   }
 }
 

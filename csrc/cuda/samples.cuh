@@ -82,26 +82,26 @@ __device__ __forceinline__ Sample sample_at(const Launch<T, S>& launch, int64_t 
   if (launch.reference_size == 0) {
     sample.weight = weight;
     sample.x_scale = width, sample.y_scale = height;
-    sample.x = around(cell_of_location(position[0], width), width);
-    sample.y = around(cell_of_location(position[1], height), height);
+    sample.x = around(pixel_of_location(position[0], width), width);
+    sample.y = around(pixel_of_location(position[1], height), height);
     return sample;
   }
   sample.weight = softmax_term(weight, softmax.x) * softmax.y;
   sample.x_scale = 1.f, sample.y_scale = 1.f;
   const float* reference = launch.references + (row / launch.heads * launch.levels + level) * launch.reference_size;
   if (launch.reference_size == 4) {
-    const float share = 0.5f / static_cast<float>(launch.points);
-    sample.x_scale = cells_per_offset(reference[2], width, share);
-    sample.y_scale = cells_per_offset(reference[3], height, share);
+    const float half_over_points = 0.5f / static_cast<float>(launch.points);
+    sample.x_scale = pixels_per_offset(reference[2], width, half_over_points);
+    sample.y_scale = pixels_per_offset(reference[3], height, half_over_points);
   }
-  sample.x = around(cell_of_offset(reference[0], position[0] * sample.x_scale, width), width);
-  sample.y = around(cell_of_offset(reference[1], position[1] * sample.y_scale, height), height);
+  sample.x = around(pixel_of_offset(reference[0], position[0] * sample.x_scale, width), width);
+  sample.y = around(pixel_of_offset(reference[1], position[1] * sample.y_scale, height), height);
   return sample;
 }
 
 // Elements from the image's first to this head's four cells; fewer than 2^31, which the op has checked.
 template <class T, class S>
-__device__ __forceinline__ int4 cells_of(const Launch<T, S>& launch, int head, int s, const Sample& sample) {
+__device__ __forceinline__ int4 corners_of(const Launch<T, S>& launch, int head, int s, const Sample& sample) {
   const int level = s / launch.points, token = launch.heads * launch.channels;
   const int top = launch.start[level] + sample.y.low * launch.width[level];
   const int bottom = launch.start[level] + sample.y.high * launch.width[level];
@@ -111,8 +111,8 @@ __device__ __forceinline__ int4 cells_of(const Launch<T, S>& launch, int head, i
       (bottom + sample.x.low) * token + first, (bottom + sample.x.high) * token + first);
 }
 
-__device__ __forceinline__ int cell(const int4& cells, int corner) {
-  return corner == 0 ? cells.x : corner == 1 ? cells.y : corner == 2 ? cells.z : cells.w;
+__device__ __forceinline__ int corner(const int4& corners, int number) {
+  return number == 0 ? corners.x : number == 1 ? corners.y : number == 2 ? corners.z : corners.w;
 }
 
 }  // namespace sparse_detr

@@ -51,7 +51,7 @@ struct Tensor {
 
 // Where on the axis (x: 0, y: 1) of a level a sample lies, in cells; and how far an offset of 1 moves it.
 struct Place {
-  double cell, scale;
+  double pixel, scale;
 };
 
 inline Place place(const Problem& p, int64_t level, int axis, const double* reference, double position) {
@@ -62,9 +62,9 @@ inline Place place(const Problem& p, int64_t level, int axis, const double* refe
 }
 
 // The share of a cell, and its derivative from the right; zero for NaN.
-inline double hat(double cell, int64_t i) { return std::abs(cell - i) < 1 ? 1 - std::abs(cell - i) : 0; }
-inline double slope(double cell, int64_t i) {
-  return cell >= i - 1 && cell < i ? 1 : cell >= i && cell < i + 1 ? -1 : 0;
+inline double hat(double pixel, int64_t i) { return std::abs(pixel - i) < 1 ? 1 - std::abs(pixel - i) : 0; }
+inline double slope(double pixel, int64_t i) {
+  return pixel >= i - 1 && pixel < i ? 1 : pixel >= i && pixel < i + 1 ? -1 : 0;
 }
 
 template <class T, class S>
@@ -110,10 +110,10 @@ struct Call {
       const int64_t kind = between(0, 19), size = shapes[2 * level(i / 2) + 1 - i % 2];
       if (kind < 2) return positions.set(i, huge[between(0, 6)]);
       const int64_t corners[] = {-2, -1, 0, size - 1, size, size + 1};
-      const double cell = kind < 8 ? corners[between(0, 5)] : between(-1500, 1000 * size + 500) / 1000.;
+      const double pixel = kind < 8 ? corners[between(0, 5)] : between(-1500, 1000 * size + 500) / 1000.;
       const Place zero = place(p, level(i / 2), static_cast<int>(i % 2), reference(i / 2), 0);
-      positions.set(i, (cell - zero.cell) / zero.scale);
-      const double found = place_of(i).cell, distance = std::abs(found - std::nearbyint(found));
+      positions.set(i, (pixel - zero.pixel) / zero.scale);
+      const double found = place_of(i).pixel, distance = std::abs(found - std::nearbyint(found));
       const bool powers = p.reference_size != 4 || (p.points & (p.points - 1)) == 0;
       if (!(distance <= 1e-3) || (distance == 0 && powers)) return;
     }
@@ -150,17 +150,17 @@ struct Call {
     double alone = 0, along_x = 0, along_y = 0;
     for (int64_t i = 0; i < shapes[2 * level(index)]; ++i)
       for (int64_t j = 0; j < shapes[2 * level(index) + 1]; ++j, ++token) {
-        const double share = hat(x.cell, j) * hat(y.cell, i);
+        const double corner_weight = hat(x.pixel, j) * hat(y.pixel, i);
         const int64_t first = ((image * p.tokens + token) * p.heads + head) * p.channels;
         double dot = 0;
         for (int64_t d = 0; d < p.channels; ++d) {
           const double given = gradient.exact[row * p.channels + d];
-          output.exact[row * p.channels + d] += weight * share * value.exact[first + d];
-          to_value.exact[first + d] += weight * share * given;
+          output.exact[row * p.channels + d] += weight * corner_weight * value.exact[first + d];
+          to_value.exact[first + d] += weight * corner_weight * given;
           dot += value.exact[first + d] * given;
         }
-        alone += share * dot;
-        along_x += slope(x.cell, j) * hat(y.cell, i) * dot, along_y += hat(x.cell, j) * slope(y.cell, i) * dot;
+        alone += corner_weight * dot;
+        along_x += slope(x.pixel, j) * hat(y.pixel, i) * dot, along_y += hat(x.pixel, j) * slope(y.pixel, i) * dot;
       }
     to_positions.exact[2 * index] = weight * along_x * x.scale;
     to_positions.exact[2 * index + 1] = weight * along_y * y.scale;

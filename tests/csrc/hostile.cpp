@@ -66,22 +66,22 @@ void run(const CpuKernels& kernels, Element value_type, Element sample_type, int
   p.images = between(1, 2), p.heads = between(1, 5), p.channels = between(1, 70), p.queries = between(1, 40);
   p.points = between(1, 8), p.value_type = value_type, p.sample_type = sample_type, p.reference_size = reference_size;
   const int64_t rows = p.images * p.queries * p.heads, samples = rows * p.levels * p.points;
-  const int64_t cells = p.images * p.tokens * p.heads * p.channels;
+  const int64_t elements = p.images * p.tokens * p.heads * p.channels;
   const Element exact = value_type == Element::float64 ? Element::float64 : Element::float32;
-  const auto value = numbers(cells, value_type, false), weights = numbers(samples, sample_type, false);
+  const auto value = numbers(elements, value_type, false), weights = numbers(samples, sample_type, false);
   const auto references = numbers(p.images * p.queries * p.levels * reference_size, exact, true);
   const auto positions = numbers(2 * samples, sample_type, true);
   const auto gradient = numbers(rows * p.channels, value_type, false);
-  const auto output = numbers(rows * p.channels, value_type, false), to_value = numbers(cells, value_type, false);
+  const auto output = numbers(rows * p.channels, value_type, false), to_value = numbers(elements, value_type, false);
   const auto to_positions = numbers(2 * samples, sample_type, false), to_weights = numbers(samples, sample_type, false);
   p.value = value.get(), p.weights = weights.get(), p.positions = positions.get(), p.output = output.get();
   p.references = reference_size ? references.get() : nullptr;
   p.output_gradient = gradient.get(), p.value_gradient = to_value.get();
   p.position_gradient = to_positions.get(), p.weight_gradient = to_weights.get();
   const int64_t threads = between(1, 3);
-  const int64_t shares = kernels.forward_tasks(p, threads), cut = between(0, shares);
+  const int64_t tasks = kernels.forward_tasks(p, threads), cut = between(0, tasks);
   kernels.forward(p, threads, 0, cut);
-  kernels.forward(p, threads, cut, shares);
+  kernels.forward(p, threads, cut, tasks);
   kernels.sample_gradient(p, threads, 0, kernels.sample_gradient_tasks(p, threads));
   kernels.value_gradient(p, threads, 0, kernels.value_gradient_tasks(p, threads));
   for (int64_t i = 0; value_type == Element::float32 && i < rows * p.channels; ++i)

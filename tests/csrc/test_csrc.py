@@ -72,7 +72,7 @@ def test_cuda_kernels_on_a_cpu_agree_with_the_formula(tmp_path: Path) -> None:
         ("races", "samples.cuh", "distance > 0; distance /= 2) x +=", "distance > 1; distance /= 2) x +=", "gradient["),
         ("races", "forward.cuh", "  __syncwarp();\n", "", "output["),
         ("races", "forward.cuh", "  __syncwarp();", "  if (!group.active) return;\n  __syncwarp();", "are elsewhere"),
-        ("races", "packs.cuh", "atomicAdd(to + i, x[i] * share)", "to[i] += x[i] * share", "data race"),
+        ("races", "packs.cuh", "atomicAdd(to + i, x[i] * weight)", "to[i] += x[i] * weight", "data race"),
         ("memory", "samples.cuh", "active ? group : launch.groups - 1", "group", "heap-buffer-overflow"),
     ],
 )
