@@ -1,4 +1,4 @@
-// Argument checks of the op, the same for CPU and CUDA; the messages say which argument, what it is and what to give.
+// Argument checks of the op, the same for CPU and CUDA. A message names the argument, what it is and what to give.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -154,7 +154,7 @@ inline std::pair<Tensor, Tensor> sample_gradients_for(const Tensor& positions, c
   return {to_positions, to_weights};
 }
 
-// Where nothing is to be computed: a tensor without entries.
+// A tensor without entries, for a gradient that is not wanted.
 inline Tensor nothing_like(const Tensor& tensor) { return torch::stable::new_empty(tensor, {0}); }
 
 }  // namespace sparse_detr

@@ -1,4 +1,4 @@
-// The arithmetic of one sample: where it lies, its four cells and their shares, the softmax, and all their gradients.
+// The arithmetic of one sample: its sampling location, its four corners and their weights, the softmax, all gradients.
 //
 // Host and device share it: the CPU kernels instantiate it with vectors whose lanes are samples, the CUDA kernels with
 // float. So the tests of the CPU kernels against float64 check what the GPU computes, too.
@@ -45,39 +45,39 @@ struct Lanes<double> {
   static SPARSE_DETR_INLINE double exponential(double x) { return exp(x); }
 };
 
-// Positions in cells: 0 is the centre of the first cell of a row or column, size - 1 that of the last.
+// Positions in pixels of the level: 0 is the centre of the first pixel of a row or column, size - 1 that of the last.
 
-// From a location relative to the level: 0 and 1 are the outer edges of the first and the last cell.
+// From a sampling location relative to the level: 0 and 1 are the outer edges of the first and the last pixel.
 template <class Real>
 SPARSE_DETR_INLINE Real pixel_of_location(Real location, Real size) {
   return location * size - Lanes<Real>::all(0.5);
 }
 
-// From a reference point (x, y) and an offset in cells.
+// From a reference point (x, y) and an offset in pixels.
 template <class Real>
 SPARSE_DETR_INLINE Real pixel_of_offset(Real reference, Real offset, Real size) {
   return reference * size + (offset - Lanes<Real>::all(0.5));
 }
 
-// Cells that an offset of 1 is from a reference box (cx, cy, w, h): half its extent, divided among the points.
+// Pixels that an offset of 1 moves, beside a reference box (cx, cy, w, h): half its extent, divided by the points.
 template <class Real>
 SPARSE_DETR_INLINE Real pixels_per_offset(Real extent, Real size, Real half_over_points) {
   return extent * half_over_points * size;
 }
 
-// Two neighbouring cells of an axis around a position, clamped to the level, with their linear shares: 0 outside.
+// The two neighbouring pixels of an axis around a position, clamped to the level, and their linear weights: 0 outside.
 template <class Real>
 struct Axis {
   typename Lanes<Real>::Int low, high;
   Real low_weight, high_weight;
-  Real low_slope, high_slope;  // derivatives of the shares with respect to the position
+  Real low_slope, high_slope;  // derivatives of the weights with respect to the position
 };
 
 template <class Real>
 SPARSE_DETR_INLINE Axis<Real> around(Real pixel, Real size) {
   using L = Lanes<Real>;
   const Real zero = L::all(0), one = L::all(1), last = size - one;
-  // What is far outside, and NaN, goes to a place just outside, where integers can hold it.
+  // Positions far outside, and NaN, move to just outside the level, where integers can hold them.
   pixel = pixel > L::all(-2) ? pixel : L::all(-2);
   pixel = pixel < size + one ? pixel : size + one;
   Real low = L::real(L::truncate(pixel));
@@ -112,7 +112,7 @@ SPARSE_DETR_INLINE CornerWeights<Real> corner_weights(const Axis<Real>& x, const
 // Gradients of one sample. `dot[c]` is the product of the output's gradient with the value at corner c.
 template <class Real>
 struct SampleGradient {
-  Real x, y;    // for the position, in cells
+  Real x, y;    // for the position, in pixels
   Real weight;  // for the attention weight
 };
 

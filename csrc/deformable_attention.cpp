@@ -1,4 +1,4 @@
-// The op: its schema, and the kernels for the CPU. The kernels for CUDA register themselves from a library of their own.
+// The op's schema, and its kernels for the CPU. Those for CUDA register themselves from a library of their own.
 #include "cpu/instruction_sets.h"
 #include "entries.h"
 
@@ -107,7 +107,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparse_detr, CPU, m) {
   sparse_detr::Entries<sparse_detr::forward_cpu, sparse_detr::backward_cpu>::implement(m);
 }
 
-// For ctypes: what this build is, and a limit to its instruction set.
+// For ctypes: a description of this build, and a limit to its instruction set.
 extern "C" {
 #define SPARSE_DETR_EXPORT __attribute__((visibility("default")))
 

@@ -1,4 +1,4 @@
-// What a kernel is told: sizes and raw pointers. No torch in here, so that kernels build and can be tested without it.
+// Sizes and raw pointers of a call, for a kernel. No torch in here, so that kernels build and can be tested without it.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ struct Problem {
   int64_t images, tokens, heads, channels, queries, levels, points;
   const int64_t* shapes;  // [L, 2]: height, width
   Element value_type;     // of value, output and their gradients
-  Element sample_type;    // of what says where and how much to look, and of its gradients
+  Element sample_type;    // of offsets and logits (locations and weights in the unfused form) and their gradients
 
   const void* value;       // [B, T, M, D]
   const void* references;  // [B, Q, L, 2 or 4], float (double where value is double); null in the unfused form
@@ -32,8 +32,8 @@ inline bool empty(const Problem& p) {
   return p.images == 0 || p.queries == 0 || p.heads == 0 || p.channels == 0 || p.points == 0;
 }
 
-// One instruction set's kernels for the CPU. Work comes in tasks that touch no common memory, so that they may run in
-// any order and number at once with the same result, bit by bit.
+// One instruction set's kernels for the CPU. Tasks write to memory of their own, so that the result is the same, bit by
+// bit, in any order and however many run at once.
 struct CpuKernels {
   const char* name;
   int64_t (*unit)(Element);  // channels a head should be a multiple of this for speed

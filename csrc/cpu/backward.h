@@ -1,9 +1,9 @@
 // The backward on the CPU, in two independent halves.
 //
-// Gradients of positions and weights: products of the output's gradient with the four cells of every sample, one task
-// for some queries, as in the forward. Gradient of the value: shares of the output's gradient added to the cells; each
-// image and head has tokens of its own, and a task adds up its queries in order, so no atomics are needed, and the sums
-// are the same for any number of threads.
+// Gradients of positions and weights: products of the output's gradient with the four corners of every sample, a task
+// for some queries, as in the forward. Gradient of the value: the output's gradient, times the corner weights, added to
+// the corners' rows; a task has the tokens of an image and head to itself and adds its queries in order, so that no
+// atomics are needed and the sums are the same for any number of threads.
 #pragma once
 
 #include "forward.h"
@@ -11,7 +11,7 @@
 namespace sparse_detr {
 inline namespace SPARSE_DETR_ISA {
 
-// The products of a row of the gradient with `lanes` cells, in the lanes.
+// The products of a row of the gradient with the rows of `lanes` corners, in the lanes.
 template <class T, class S, int units>
 SPARSE_DETR_INLINE typename Channels<T>::Real products(const T* gradient, const T* values, const int32_t* index) {
   using C = Channels<T>;
@@ -19,7 +19,7 @@ SPARSE_DETR_INLINE typename Channels<T>::Real products(const T* gradient, const 
   Real given[units * C::parts];
 #pragma GCC unroll 8
   for (int u = 0; u < units; ++u) C::read(gradient + u * C::width, given + u * C::parts);
-  asm("" : "+r"(index));  // or GCC computes all addresses before the loop over channels, and spills them
+  asm("" : "+r"(index));  // otherwise GCC computes all addresses before the loop over channels, and spills them
   const auto part = [&](int lane) SPARSE_DETR_LAMBDA {
     const T* corner = values + index[lane];
     Real sum{};
@@ -138,7 +138,8 @@ bool sample_gradients(const Problem& p, int64_t threads, int64_t begin, int64_t 
   return !scratch.failed();
 }
 
-// Adds shares of one row of the gradient to its cells. The sums are Real, in the order of Channels<T>::read.
+// Adds one row of the gradient, times the corner weights, to the corners' rows of `sums`, whose channels are in the
+// order of Channels<T>::read.
 template <class T, class S, int units, class Next>
 SPARSE_DETR_INLINE void add_to_rows(
     const Samples<T, S>& samples, const typename Samples<T, S>::Slot& slot, const Next& next, const T* gradient,
@@ -183,7 +184,7 @@ SPARSE_DETR_INLINE void value_gradient_place(
       }
 }
 
-// From sums in the order of Channels<T>::read to tokens.
+// Writes sums, whose channels are in the order of Channels<T>::read, to the tokens of one image and head.
 template <class T, class Scalar>
 void unpack(const Problem& p, int64_t image, int64_t head, const Scalar* from) {
   using C = Channels<T>;
@@ -200,7 +201,7 @@ void unpack(const Problem& p, int64_t image, int64_t head, const Scalar* from) {
   }
 }
 
-// Few queries leave most tokens alone: then the sums go straight to where they belong, which holds zeros.
+// Whether sums go straight into the value's gradient, which holds zeros: few queries touch few of the tokens.
 template <class T>
 bool in_place(const Problem& p) {
   return Channels<T>::parts == 1 && !worth_packing(p);

@@ -6,8 +6,8 @@
 namespace sparse_detr {
 inline namespace SPARSE_DETR_ISA {
 
-// Where one head's tokens are read. Many queries: from a copy of that head alone, so that neighbouring cells share
-// cache lines and sets; the copy costs about 5% of a dense layer. Few queries: where they are.
+// Whether to read from a copy of one head's tokens. It pays with many queries: neighbouring tokens are then in the same
+// cache lines and spread over all sets; the copy costs about 5% of a dense layer. Few queries read the value itself.
 inline bool worth_packing(const Problem& p) { return p.heads > 1 && p.queries * 4 >= p.tokens; }
 
 template <class T>
@@ -18,7 +18,7 @@ void pack(const Problem& p, int64_t image, int64_t head, T* to) {
     memcpy(to + token * p.channels, from + token * p.heads * p.channels, bytes);
 }
 
-// A range of the work. Packed: queries of one image and head. Otherwise: queries of all images, all heads of each.
+// The queries of one task. Packed: those of one image and head. Otherwise: counted over all images, with all heads.
 struct Range {
   int64_t image, head, begin, end;
 };
@@ -44,8 +44,8 @@ inline Range range_of(const Problem& p, int64_t threads, int64_t task) {
   return {both / p.heads, both % p.heads, p.queries * part / parts, p.queries * (part + 1) / parts};
 }
 
-// Cells of the place that comes next. Asked for one by one while those of this place are summed: in one go they would
-// fill the processor's queue of misses, and leave it empty afterwards. (`ask_all` measured better for products.)
+// Prefetches the corners of the next place, one by one while those of this place are summed: all at once would fill the
+// processor's queue of cache misses and leave it empty afterwards. (`ask_all` measured better for products.)
 template <class T, class S, bool wanted>
 struct Ahead {
   const int32_t* index;
@@ -54,7 +54,7 @@ struct Ahead {
   SPARSE_DETR_INLINE Ahead from(int64_t channel) const { return {index, values + channel}; }
 
   SPARSE_DETR_INLINE void ask(int64_t i, int count) const {
-    // Not into L1: a head's cells lie at multiples of the token's size, which share few of its sets.
+    // Into L2, not L1: rows of a head are 1 KiB apart (8 heads of 32 channels in float32) and share few sets of L1.
     constexpr int into_l2 = 2;
     if constexpr (wanted) {
       const char* row = reinterpret_cast<const char*>(values + index[i]);
@@ -68,7 +68,8 @@ struct Ahead {
   }
 };
 
-// Runs body(slot, place, ahead) over n places; indices of the next are computed before, inputs asked for `early`.
+// Runs body(slot, place, ahead) over n places. The indices of the next place are computed before it; without `prefetch`
+// of corners, the rows of the tensors are prefetched `early` places ahead.
 template <bool for_gradients, bool prefetch, class T, class S, class At, class Body>
 SPARSE_DETR_INLINE void run_places(Samples<T, S>& samples, int64_t n, const T* base, const At& at, const Body& body) {
   constexpr int64_t early = 6;
@@ -180,7 +181,7 @@ void forward_task(const Problem& p, int64_t threads, int64_t task, Scratch& scra
   }
 }
 
-// Bytes that a copy of one head takes.
+// Bytes of a copy of one head, 0 where none is made.
 template <class T>
 int64_t head_bytes(const Problem& p) {
   return worth_packing(p) ? p.tokens * p.channels * static_cast<int64_t>(sizeof(T)) : 0;

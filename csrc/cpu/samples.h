@@ -1,4 +1,4 @@
-// Indices and shares of all samples of one query and head, computed in vectors: the lanes are samples.
+// Indices and weights of the four corners of all samples of one query and head, in vectors: the lanes are samples.
 #pragma once
 
 #include <cstdlib>
@@ -13,7 +13,8 @@
 namespace sparse_detr {
 inline namespace SPARSE_DETR_ISA {
 
-// Memory of one task after the other, cut into pieces that start at multiples of 64 bytes.
+// Memory that one task after the other cuts into pieces. A piece starts at a multiple of 64 bytes: a cache line and
+// the widest vector.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) {
@@ -21,7 +22,7 @@ class Scratch {
     const int64_t rounded = round_up(bytes, step);
     begin_ = next_ = static_cast<char*>(aligned_alloc(static_cast<size_t>(step), static_cast<size_t>(rounded)));
 #if defined(__linux__)
-    // Cells of many rows are read at random: a copy of a head has more small pages than the processor's first table.
+    // Rows of a copied head are read at random, from more 4 KiB pages than the processor's first table of pages holds.
     if (begin_ != nullptr && step == huge_page) (void)madvise(begin_, static_cast<size_t>(rounded), MADV_HUGEPAGE);
 #endif
   }
@@ -48,7 +49,7 @@ struct Place {
   int64_t image, query, head;
 };
 
-// T: element type of the values; S: of positions and weights.
+// T is the element type of the values, S that of positions and weights.
 template <class T, class S>
 class Samples {
  public:
@@ -57,11 +58,11 @@ class Samples {
   using Int = typename Lanes<Real>::Int;
   static constexpr int lanes = Lanes<Real>::count;
 
-  // What the gradients need besides shares and indices.
+  // For the gradients: a vector of samples, besides their indices and corner weights.
   struct Group {
     Axis<Real> x, y;
     Real weight;
-    Real x_scale, y_scale;  // cells that a position's unit is
+    Real x_scale, y_scale;  // pixels to a unit of the position
   };
   struct Slot {
     int32_t* index;         // [4, padded]: elements from the image's and head's first
@@ -111,7 +112,8 @@ class Samples {
   template <bool for_gradients>
   __attribute__((noinline)) void prepare(const Slot& slot, const Place& at) {
     const int64_t row = (at.image * p.queries + at.query) * p.heads + at.head;
-    // In registers: a vector's store could change a member, for all that the compiler knows.
+    // Local copies stay in registers; members would be loaded again after every vector that is stored, since the
+    // compiler cannot rule out that it changed them.
     const int64_t count = this->count, padded = this->padded;
     int32_t* const index = slot.index;
     Scalar* const corner_weight = slot.corner_weight;
@@ -126,7 +128,7 @@ class Samples {
     attention(logit);
     const Scalar* reference = p.reference_size ? references(at) : nullptr;
     for (int64_t s = 0; s < padded; s += lanes) {
-      Group of_its_own;  // in place where it is kept: copying one took as long as computing it
+      Group of_its_own;  // where gradients want it, it is made in its slot: a copy took as long as computing it
       Group& g = for_gradients ? slot.group[s / lanes] : of_its_own;
       fill(g, position, reference, s);
       const CornerWeights<Real> weights = corner_weights(g.x, g.y, g.weight);
@@ -141,7 +143,7 @@ class Samples {
     }
   }
 
-  // Asks for a place's rows in the tensors: those of one head lie far apart.
+  // Prefetches a place's rows of the tensors, since the rows of one head are far apart.
   SPARSE_DETR_INLINE void prefetch_rows(const Place& at) const {
     const int64_t row = (at.image * p.queries + at.query) * p.heads + at.head;
     const int64_t samples = count * static_cast<int64_t>(sizeof(S));
@@ -149,7 +151,7 @@ class Samples {
     prefetch_row<0>(p.positions, row, 2 * samples);
     prefetch_row<0>(p.weights, row, samples);
     prefetch_row<0>(p.output_gradient, row, channels);
-    // Stores go in order: one that misses holds up all that follow.
+    // Stores retire in order, so that one that misses the cache holds up all that follow.
     prefetch_row<1>(p.output, row, channels);
     prefetch_row<1>(p.position_gradient, row, 2 * samples);
     prefetch_row<1>(p.weight_gradient, row, samples);
@@ -193,7 +195,7 @@ class Samples {
     for (int64_t s = 0; s < padded; s += lanes) store(weight_ + s, load<Real>(weight_ + s) * scale);
   }
 
-  // This query's references, readable as whole vectors.
+  // This query's references, at an address from which a whole vector can be read.
   SPARSE_DETR_INLINE const Scalar* references(const Place& at) {
     const int64_t size = p.levels * p.reference_size, row = at.image * p.queries + at.query;
     const Scalar* from = static_cast<const Scalar*>(p.references) + row * size;

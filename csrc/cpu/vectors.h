@@ -89,7 +89,7 @@ struct Lanes<Doubles> {
   static SPARSE_DETR_INLINE Longs load_index(const int32_t* from) {
     return __builtin_convertvector(load<HalfInts>(from), Longs);
   }
-  static SPARSE_DETR_INLINE Doubles exponential(Doubles x) {  // float64 is for tests; libm will do
+  static SPARSE_DETR_INLINE Doubles exponential(Doubles x) {  // libm is fast enough: float64 is for tests
     Doubles result{};
     for (int i = 0; i < count; ++i) result[i] = exp(x[i]);
     return result;
@@ -116,13 +116,13 @@ SPARSE_DETR_INLINE V picked(V a, V b) {
   return picked<Pattern>(a, b, std::make_integer_sequence<int, Lanes<V>::count>{});
 }
 
-// Every second entry of a, b, which lie one behind the other in memory.
+// Every second entry of a and b, which follow each other in memory.
 template <int parity>
 struct Alternate {
   static constexpr int at(int i) { return 2 * i + parity; }
 };
 
-// Every second entry within 16 bytes: cheap for the processor; half of each 16 bytes from a, the other from b.
+// Every second entry within each 16 bytes, half of them from a and half from b: cheaper than across 16 bytes.
 template <int parity, int count, int within>
 struct AlternateWithin {
   static constexpr int at(int i) {
@@ -187,8 +187,8 @@ SPARSE_DETR_INLINE typename Lanes<V>::Scalar largest_of(V v) {
   }
 }
 
-// How an element type lies in vectors: `width` channels are loaded at once into `parts` vectors. A vector of bfloat16
-// splits into its even and its odd channels: two operations in place of the shuffles that the natural order needs.
+// An element type in vectors: `width` channels are loaded at once into `parts` vectors. A vector of bfloat16
+// splits into its even and its odd channels: two operations instead of the shuffles that the natural order needs.
 template <class T>
 struct Channels;
 
@@ -237,7 +237,7 @@ struct Channels<BFloat16> {
     memcpy(&result, &bits, sizeof result);
     return result;
   }
-  static SPARSE_DETR_INLINE Words rounded(Floats x) {  // to even; the result stands in the upper halves
+  static SPARSE_DETR_INLINE Words rounded(Floats x) {  // to even; the result is in the upper halves
     Words bits;
     memcpy(&bits, &x, sizeof bits);
     const Words nan = Words{} + 0x7fc00000u;

@@ -1,7 +1,7 @@
 // The backward on a GPU: a group of lanes for each query and head.
 //
-// Every lane multiplies its channels with those of the four cells and applies the (linear) gradient of one sample to
-// its part; so three numbers a sample go through the group's reduction, not four. Gradients of the value are added
+// Every lane multiplies its channels with those of the four corners and applies the gradient of one sample, which is
+// linear, to its part, so that the group reduces three numbers a sample instead of four. The value's gradient is added
 // atomically, in an order that differs from run to run.
 #pragma once
 

@@ -63,7 +63,7 @@ void check_limits(const Problem& p) {
   STD_TORCH_CHECK(wrong.empty(), "deformable_attention: ", wrong);
 }
 
-// Calls run with zeros of the value's and the samples' type.
+// Calls `run` with a zero of the value's and one of the samples' type, for `decltype`.
 template <class Run>
 void by_type(const Problem& p, const Run& run) {
   STD_TORCH_CHECK(

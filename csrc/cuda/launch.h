@@ -1,5 +1,5 @@
-// The arithmetic of a launch: which kernel, how many lanes, threads, blocks and bytes. No torch in here, and nothing
-// that asks a GPU, so that tests/csrc/emulate.cpp runs the kernels with the same numbers on a CPU.
+// The arithmetic of a launch: kernel, lanes, threads, blocks, bytes. No torch in here and no call to a GPU, so that
+// tests/csrc/emulate.cpp runs the kernels with the same numbers on a CPU.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +14,11 @@ constexpr int threads_a_block = 128;
 constexpr int64_t most_samples = 96;  // L x P
 constexpr int64_t most_shared_bytes = 48 * 1024;
 
-// Then a group of 32 lanes always has room, and `grid_of` needs no wider one.
+// So that a group of 32 lanes always has room, and `grid_of` needs no wider one.
 static_assert(most_samples * sizeof(ForwardSample) <= most_shared_bytes);
 static_assert(most_samples * sizeof(BackwardSample) <= most_shared_bytes);
 
-// What is wrong with a problem that the kernels cannot take; empty where they can.
+// Reason why the kernels cannot take a problem; empty where they can.
 inline std::string refusal(const Problem& p) {
   if (p.levels > most_levels || p.levels * p.points > most_samples)
     return std::to_string(p.levels) + " levels of " + std::to_string(p.points) + " points on CUDA; give at most " +
@@ -77,7 +77,7 @@ inline Grid grid_of(int64_t groups, int64_t channels, int channels_a_lane, int64
 template <class T>
 constexpr int wide = 16 / static_cast<int>(sizeof(T));
 
-// Whether lanes may take 16 bytes of channels at once. What is given or written beside the value is named by `row`.
+// Whether lanes may take 16 bytes of channels at once. `row` is the other tensor with channels: output or its gradient.
 template <class T>
 bool by_packs(const Problem& p, const void* row) {
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };

@@ -41,7 +41,7 @@ __device__ __forceinline__ void store(T* to, const float (&from)[count]) {
   *reinterpret_cast<Pack<T, count>*>(to) = pack;
 }
 
-// One instruction for four numbers from sm_90 on; one for each before.
+// One instruction for four numbers from sm_90 on, four before.
 template <int count>
 __device__ __forceinline__ void add_atomically(float* to, const float (&x)[count], float weight) {
 #if __CUDA_ARCH__ >= 900

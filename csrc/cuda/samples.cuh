@@ -9,7 +9,7 @@ namespace sparse_detr {
 
 constexpr int most_levels = 16;
 
-// Sizes and pointers of a launch; goes into constant memory as a kernel's argument.
+// Sizes and pointers of a launch: a kernel's argument, in constant memory.
 template <class T, class S>
 struct Launch {
   int64_t groups;  // B x Q x M
@@ -30,7 +30,7 @@ struct Launch {
 
 // Lanes of one group.
 struct Group {
-  int64_t row;  // (image x Q + query) x M + head; that of the last group for those that are too many
+  int64_t row;  // (image x Q + query) x M + head; past the last group, that of the last
   bool active;
   int lane, lanes;
 
@@ -99,7 +99,7 @@ __device__ __forceinline__ Sample sample_at(const Launch<T, S>& launch, int64_t 
   return sample;
 }
 
-// Elements from the image's first to this head's four cells; fewer than 2^31, which the op has checked.
+// Elements from the image's first to the rows of this head's four corners; fewer than 2^31, as the op has checked.
 template <class T, class S>
 __device__ __forceinline__ int4 corners_of(const Launch<T, S>& launch, int head, int s, const Sample& sample) {
   const int level = s / launch.points, token = launch.heads * launch.channels;

@@ -61,7 +61,7 @@ void run_any(int64_t reference_size) {
   run<T, S>(p, shapes, between(0, 3) == 0);
 }
 
-// As many levels, samples and channels as may be; and one lane a group where shared memory is scarce.
+// The most levels, samples and channels that are allowed; and one lane a group where shared memory is scarce.
 template <class T, class S>
 void run_limits() {
   for (int64_t channels : {1024, 4, 1}) {

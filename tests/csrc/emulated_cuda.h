@@ -4,7 +4,7 @@
 // Every thread of a block is a fiber. Fibers run one at a time, each up to the next shuffle or synchronisation of its
 // warp, where the others catch up: so results repeat. A warp of which some lanes do not come is an error, and so is an
 // atomic addition of four numbers that is not aligned. Before each block, shared memory is filled with NaN (as
-// integers, -1); what lies beyond the bytes of the launch is forbidden to AddressSanitizer. Under ThreadSanitizer
+// integers, -1); the bytes beyond those of the launch are poisoned for AddressSanitizer. Under ThreadSanitizer
 // fibers count as threads that only __syncwarp brings into an order (a shuffle orders nothing, as in CUDA): it sees
 // races that no run would show, among the threads of a block.
 #pragma once
@@ -38,7 +38,7 @@
 #define __CUDA_ARCH__ EMULATED_ARCH
 #endif
 
-// What the kernels declare as `extern __shared__ int4 shared[]`.
+// The memory that the kernels declare as `extern __shared__ int4 shared[]`.
 namespace sparse_detr {
 int4 shared[48 * 1024 / sizeof(int4)];
 }
@@ -48,7 +48,7 @@ inline dim3 blockDim, gridDim;
 
 namespace emulated {
 
-// The emulator's own memory is none of ThreadSanitizer's business.
+// For functions of the emulator itself, whose memory ThreadSanitizer shall not watch.
 #define EMULATOR __attribute__((noinline, no_sanitize("thread")))
 
 constexpr int lanes_a_warp = 32;
@@ -175,7 +175,7 @@ class Block {
 #endif
   }
 
-  // All lanes of a warp up to where they wait next; what they find there.
+  // Runs all lanes of a warp up to where they wait next, and hands them what they wait for.
   EMULATOR void step(Fiber* warp) {
     const unsigned first = static_cast<unsigned>(warp - fibers_.data());
     for (int i = 0; i < lanes_a_warp; ++i) {

@@ -1,5 +1,5 @@
-// A call of the op on tensors that are allocated to the byte, and what should come out: the formula in double, in which
-// every sample looks at every cell of its level.
+// A call of the op on tensors that are allocated to the byte, and its expected results: the formula in double, in which
+// every sample looks at every pixel of its level.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ inline int64_t between(int64_t low, int64_t high) {
   exit(1);
 }
 
-// Numbers of a type, beside what they are in double. `shift`: so many entries behind an address that packs could use.
+// Numbers of a type, and the same in double. They start `shift` entries after an address that packs could use.
 template <class T>
 struct Tensor {
   std::vector<double> exact;
@@ -49,7 +49,7 @@ struct Tensor {
   }
 };
 
-// Where on the axis (x: 0, y: 1) of a level a sample lies, in cells; and how far an offset of 1 moves it.
+// A sample's position on an axis (x: 0, y: 1) of its level, and how far an offset of 1 moves it, both in pixels.
 struct Place {
   double pixel, scale;
 };
@@ -61,7 +61,7 @@ inline Place place(const Problem& p, int64_t level, int axis, const double* refe
   return {(reference[axis] + position * step) * size - 0.5, p.reference_size == 2 ? 1 : step * size};
 }
 
-// The share of a cell, and its derivative from the right; zero for NaN.
+// The linear weight of pixel i, and its derivative from the right; zero for NaN.
 inline double hat(double pixel, int64_t i) { return std::abs(pixel - i) < 1 ? 1 - std::abs(pixel - i) : 0; }
 inline double slope(double pixel, int64_t i) {
   return pixel >= i - 1 && pixel < i ? 1 : pixel >= i && pixel < i + 1 ? -1 : 0;
@@ -102,8 +102,8 @@ struct Call {
     return place(p, level(i / 2), static_cast<int>(i % 2), reference(i / 2), positions.exact[i]);
   }
 
-  // A position inside, around or far outside the level. Where the gradient jumps, at whole cells, only those are drawn
-  // that float32 meets exactly.
+  // Draws a position inside, around or far outside the level. At the centres of pixels, where the gradient jumps, only
+  // those that float32 meets exactly.
   void draw(int64_t i) {
     constexpr double huge[] = {NAN, INFINITY, -INFINITY, 3e38, -3e38, 1e9, -1e9};
     for (;;) {
@@ -119,7 +119,7 @@ struct Call {
     }
   }
 
-  // Of the row's samples: weights, as given or softmax of the logits.
+  // Attention weights of the row's samples, as given or by softmax of the logits.
   std::vector<double> weights_of(int64_t row) const {
     std::vector<double> found(weights.exact.begin() + row * samples, weights.exact.begin() + (row + 1) * samples);
     if (p.reference_size == 0) return found;
@@ -129,11 +129,11 @@ struct Call {
     return found;
   }
 
-  // Fills `exact` of output and gradients: every sample looks at every cell of its level.
+  // Fills `exact` of output and gradients: every sample looks at every pixel of its level.
   void formula() {
     for (int64_t row = 0; row < rows; ++row) {
       const std::vector<double> weight = weights_of(row);
-      std::vector<double> alone(samples);  // what the output's gradient makes of a sample without its weight
+      std::vector<double> alone(samples);  // of a sample before its weight: output's gradient x sampled value
       for (int64_t s = 0; s < samples; ++s) alone[s] = sample(row, s, weight[s]);
       double weighted = 0;
       for (int64_t s = 0; s < samples; ++s) weighted += weight[s] * alone[s];
@@ -174,7 +174,7 @@ struct Call {
     return text + " (B Q M D L P, size of references)";
   }
 
-  // Differences relative to the largest number of a tensor, as in the Python tests; or one rounding of its type.
+  // Fails at a difference above 1e-5, as in the Python tests, or one rounding of the type, of the largest number.
   template <class E>
   void compare(const char* what, const Tensor<E>& found) const {
     const double rounding = std::is_same_v<E, float> ? 0 : std::is_same_v<E, __half> ? 0x1p-11 : 0x1p-8;

@@ -1,5 +1,5 @@
-// The CPU kernels without torch, on tensors that are allocated to the byte, so that AddressSanitizer sees every read and
-// write past an end: random shapes, places inside, at the edge, far outside and not finite. Built by `make sanitize`.
+// The CPU kernels without torch, on tensors that are allocated to the byte, so that AddressSanitizer sees every access
+// past an end: random shapes, sampling locations inside, at the edge, far outside and not finite. For `make sanitize`.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

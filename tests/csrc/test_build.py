@@ -1,4 +1,4 @@
-"""What setup.py does when compilers fail, are missing or older: with tools that write the file they are asked for."""
+"""setup.py where compilers fail, are missing or older: with tools that write the file they are asked for."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tool(path: Path, works: bool = True, known: Sequence[str] = ("80", "90"), co
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """What setup.py needs, and no more."""
+    """The files that setup.py needs, and no more."""
     folder = tmp_path / "source"
     (folder / "sparse_detr").mkdir(parents=True)
     for name in ("pyproject.toml", "README.md", "LICENSE", "setup.py", "MANIFEST.in", "sparse_detr/__init__.py"):
