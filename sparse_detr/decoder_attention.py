@@ -23,8 +23,9 @@ def decoder_attention_map(attention: DecoderAttention, shapes: Shapes) -> Float[
     batch = attention.weights.shape[0]
     sizes = attention.locations.new_tensor([(w, h) for h, w in shapes])[:, None]
     starts = torch.tensor([0, *(h * w for h, w in shapes)], device=sizes.device).cumsum(0)
-    x, y = (attention.locations.float() * sizes).unbind(-1)
-    weights = attention.weights.float()
+    exact = torch.promote_types(attention.weights.dtype, torch.float32)
+    x, y = (attention.locations.to(exact) * sizes).unbind(-1)
+    weights = attention.weights.to(exact)
     left, top = x.floor(), y.floor()
     right_share, bottom_share = x - left, y - top
     width, height = sizes.unbind(-1)

@@ -46,7 +46,7 @@ class Criterion:
     def __call__(
         self, output: Output, targets: Sequence[Targets], num_boxes: float | Tensor | None = None
     ) -> LossReport:
-        """Compute all losses in float32, also under autocast.
+        """Compute all losses in float32, also under autocast; in float64 where the predictions are.
 
         Images and whole batches without objects are fine: every prediction then is background.
 
@@ -83,10 +83,10 @@ class Criterion:
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         config = self.config
         sizes = tuple(predictions.logits.shape[1] for predictions in sets.values())
-        logits = torch.cat([predictions.logits.float() for predictions in sets.values()], dim=1)
-        boxes = torch.cat([predictions.boxes.float() for predictions in sets.values()], dim=1)
+        logits = torch.cat([_exact(predictions.logits) for predictions in sets.values()], dim=1)
+        boxes = torch.cat([_exact(predictions.boxes) for predictions in sets.values()], dim=1)
         labels = torch.cat([target.labels for target in targets])
-        target_boxes = torch.cat([target.boxes.float() for target in targets])
+        target_boxes = torch.cat([target.boxes.to(boxes.dtype) for target in targets])
         matching = match(logits, boxes, targets, sizes, config)
         distance, giou = box_losses(boxes, matching, target_boxes)
         losses = {
@@ -114,7 +114,13 @@ def _overlap(dam: Tensor, selection: TokenSelection, shapes: Shapes) -> dict[str
 
 def _token_scoring(dam: Tensor, selection: TokenSelection, padding: Tensor) -> Tensor:
     target = dam_target(dam, padding, selection.counts, selection.kept.shape[1])
-    return token_scoring_loss(selection.saliency.float(), target)
+    saliency = _exact(selection.saliency)
+    return token_scoring_loss(saliency, target.to(saliency.dtype))
+
+
+def _exact(values: Tensor) -> Tensor:
+    """At least in float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def prediction_sets(output: Output) -> dict[str, Predictions]:

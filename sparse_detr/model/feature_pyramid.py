@@ -39,15 +39,17 @@ class FeatureProjection(nn.Module):
         shapes = tuple((int(level.shape[2]), int(level.shape[3])) for level in maps)
         # Every level's padding is taken from the images, also the added one's.
         paddings = [functional.interpolate(padding[None].float(), size=shape)[0].bool() for shape in shapes]
+        # At least float32, which the sines of places need; float64 in a model of float64.
+        exact = torch.promote_types(self.level_embedding.dtype, torch.float32)
         positions = [
-            encode_places(level, embedding.shape[0]) + embedding
+            encode_places(level, embedding.shape[0], exact) + embedding
             for level, embedding in zip(paddings, self.level_embedding, strict=True)
         ]
         return FeaturePyramid(
             tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1),
             position=torch.cat(positions, dim=1),
             padding=torch.cat([level.flatten(1) for level in paddings], dim=1),
-            valid_ratios=torch.stack([_valid_ratio(level) for level in paddings], dim=1),
+            valid_ratios=torch.stack([_valid_ratio(level, exact) for level in paddings], dim=1),
             shapes=shapes,
         )
 
@@ -67,8 +69,8 @@ def _projection(convolution: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(convolution, nn.GroupNorm(_NORM_GROUPS, convolution.out_channels))
 
 
-def _valid_ratio(padding: Bool[Tensor, "B H W"]) -> Float[Tensor, "B 2"]:
+def _valid_ratio(padding: Bool[Tensor, "B H W"], dtype: torch.dtype) -> Float[Tensor, "B 2"]:
     """Share of (width, height) that is image, along the first row and the first column."""
-    width = (~padding[:, 0, :]).float().mean(1)
-    height = (~padding[:, :, 0]).float().mean(1)
+    width = (~padding[:, 0, :]).to(dtype).mean(1)
+    height = (~padding[:, :, 0]).to(dtype).mean(1)
     return torch.stack((width, height), dim=-1)

@@ -12,16 +12,18 @@ _TEMPERATURE = 10000.0
 _SCALE = 2 * math.pi
 
 
-def encode_places(padding: Bool[Tensor, "B H W"], channels: int) -> Float[Tensor, "B HW channels"]:
-    """Encoding of every cell of one level: half the channels for y, then half for x.
+def encode_places(
+    padding: Bool[Tensor, "B H W"], channels: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "B HW channels"]:
+    """Encoding of every cell of one level, computed in `dtype`: half the channels for y, then half for x.
 
     Coordinates count the cells that are image and are relative to their number, so the encoding of an image
     does not depend on its padding. In rows that are all padding the arguments are around -3e6: finite, but
     noise; nothing of it reaches a token that is image.
     """
     image = ~padding
-    y = image.cumsum(1, dtype=torch.float32)
-    x = image.cumsum(2, dtype=torch.float32)
+    y = image.cumsum(1, dtype=dtype)
+    x = image.cumsum(2, dtype=dtype)
     y = (y - 0.5) / (y[:, -1:, :] + 1e-6) * _SCALE
     x = (x - 0.5) / (x[:, :, -1:] + 1e-6) * _SCALE
     return torch.cat((_waves(y, channels // 2), _waves(x, channels // 2)), dim=-1).flatten(1, 2)
@@ -34,6 +36,7 @@ def encode_boxes(boxes: Float[Tensor, "B Q four"], channels: int) -> Float[Tenso
 
 def _waves(angles: Float[Tensor, "*n"], channels: int) -> Float[Tensor, "*n channels"]:
     """Sine at even and cosine at odd channels, of wavelengths that grow geometrically."""
-    pair = torch.arange(channels, dtype=torch.float32, device=angles.device).div(2, rounding_mode="floor")
+    exact = torch.promote_types(angles.dtype, torch.float32)
+    pair = torch.arange(channels, dtype=exact, device=angles.device).div(2, rounding_mode="floor")
     phases = angles[..., None] / _TEMPERATURE ** (2 * pair / channels)
     return torch.stack((phases[..., 0::2].sin(), phases[..., 1::2].cos()), dim=-1).flatten(-2)

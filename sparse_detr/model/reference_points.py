@@ -10,10 +10,10 @@ from sparse_detr.records import Shapes
 
 
 def level_grid(height: int, width: int, like: Tensor) -> Float[Tensor, "HW 2"]:
-    """(x, y) of the cell centres of one level, in cells, row by row."""
+    """(x, y) of the cell centres of one level, in cells, row by row; in the type and on the device of `like`."""
     y, x = torch.meshgrid(
-        torch.arange(height, dtype=torch.float32, device=like.device) + 0.5,
-        torch.arange(width, dtype=torch.float32, device=like.device) + 0.5,
+        torch.arange(height, dtype=like.dtype, device=like.device) + 0.5,
+        torch.arange(width, dtype=like.dtype, device=like.device) + 0.5,
         indexing="ij",
     )
     return torch.stack((x, y), dim=-1).flatten(0, 1)

@@ -63,3 +63,11 @@ def test_bilinear_shares():
 )
 def test_what_falls_outside_is_lost(x, y, rest):
     assert decoder_attention_map(one_point(x, y, 0), SHAPES).sum().item() == pytest.approx(rest, abs=1e-5)
+
+
+def test_float64_stays_float64():
+    attention = one_point(1.25, 2.5, level=0)
+    wide = DecoderAttention(locations=attention.locations.double(), weights=attention.weights.double())
+    dam = decoder_attention_map(wide, SHAPES)
+    assert dam.dtype == torch.float64
+    torch.testing.assert_close(dam.float(), decoder_attention_map(attention, SHAPES), atol=1e-6, rtol=0)

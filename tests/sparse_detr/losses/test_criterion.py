@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
@@ -102,6 +102,23 @@ def test_float32_under_autocast(random_output):
     assert report.total.item() == expected.total.item()
     half = replace(output, logits=output.logits.bfloat16())
     assert Criterion(LossConfig())(half, targets).total.dtype == torch.float32
+
+
+def test_float64_where_the_predictions_are(random_output):
+    def widened(value):
+        if isinstance(value, torch.Tensor):
+            return value.double() if value.is_floating_point() else value
+        if isinstance(value, tuple):
+            return tuple(map(widened, value))
+        if is_dataclass(value):
+            return replace(value, **{field.name: widened(getattr(value, field.name)) for field in fields(value)})
+        return value
+
+    output, targets = random_output(1), targets_of(2)
+    report = Criterion(LossConfig())(widened(output), targets)
+    assert report.total.dtype == torch.float64
+    assert all(term.dtype == torch.float64 for term in report.terms.values())
+    assert report.total.item() == pytest.approx(Criterion(LossConfig())(output, targets).total.item(), rel=1e-5)
 
 
 def test_overlap_metrics_of_kept_tokens(random_output):

@@ -27,6 +27,13 @@ def test_shapes_padding_and_valid_ratios() -> None:
     )
 
 
+def test_float64_throughout_in_a_model_of_float64() -> None:
+    projection = FeatureProjection((8, 12, 16), 32, 4).double()
+    padding = torch.zeros(2, 64, 96, dtype=torch.bool)
+    pyramid = projection(tuple(level.double() for level in maps(64, 96)), padding)
+    assert pyramid.tokens.dtype == pyramid.position.dtype == pyramid.valid_ratios.dtype == torch.float64
+
+
 def test_the_fourth_level_comes_from_the_raw_map_and_the_fifth_from_the_fourth() -> None:
     projection = FeatureProjection((8, 12, 16), 32, 5)
     seen = {}

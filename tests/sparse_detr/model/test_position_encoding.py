@@ -35,6 +35,17 @@ def test_encoding_of_an_image_does_not_depend_on_its_padding() -> None:
     torch.testing.assert_close(padded, alone[0], atol=1e-6, rtol=0)
 
 
+def test_float64_has_the_digits_of_float64() -> None:
+    places = encode_places(torch.zeros(1, 4, 5, dtype=torch.bool), 16, torch.float64)[0]
+    x = 2.5 / (5 + 1e-6) * 2 * math.pi / 10000 ** (2 / 8)  # third column, channels 2 and 3 of x's eight
+    expected = torch.tensor([math.sin(x), math.cos(x)], dtype=torch.float64)
+    torch.testing.assert_close(places[2, 10:12], expected, atol=1e-14, rtol=0)
+    boxes = encode_boxes(torch.tensor([[[0.25, 0.5, 0.1, 1.0]]], dtype=torch.float64), 8)
+    angle = 0.1 * 2 * math.pi / 10000 ** (2 / 8)
+    expected = torch.tensor([math.sin(angle), math.cos(angle)], dtype=torch.float64)
+    torch.testing.assert_close(boxes[0, 0, 18:20], expected, atol=1e-14, rtol=0)
+
+
 def test_boxes() -> None:
     encoded = encode_boxes(torch.tensor([[[0.25, 0.5, 0.1, 1.0]]]), 8)
     assert encoded.shape == (1, 1, 32)
