@@ -49,6 +49,8 @@ class Trajectory:
     """Tokens that the encoder updated, by step and image."""
     queries: list[list[set[int]]]
     """Tokens that became queries."""
+    changes: list[np.ndarray]
+    """Each parameter after the last step, minus its start, as one row."""
     trained: dict[str, bool]
     """Whether a parameter is trained, by its name in the authors' code."""
 
@@ -131,13 +133,12 @@ def trajectory(request: pytest.FixtureRequest, shared: Path, recording: Callable
             rows.setdefault(key, []).append(value)
     if request.param == ALL_STEPS:
         rows["final_norms"] = [p.norm().item() for p in parameters]
-        pairs = zip(changes, recorded["keys"], recorded["delta_projections"], strict=True)
-        rows["delta_projections"] = [projections(change.numpy().ravel(), *pair) for change, *pair in pairs]
     return Trajectory(
         ours={key: np.array(values) for key, values in rows.items()},
         recorded=recorded,
         kept=kept,
         queries=queries,
+        changes=[change.numpy().ravel() for change in changes],
         trained={name: parameter.requires_grad for name, parameter in named.items()},
     )
 
@@ -185,7 +186,15 @@ def test_updates(trajectory: Trajectory) -> None:
     trajectory.compare("delta_norms")
     if trajectory.steps == ALL_STEPS:
         trajectory.compare("final_norms")
-        trajectory.compare("delta_projections")
+
+
+def test_directions_of_the_updates(trajectory: Trajectory) -> None:
+    recorded = trajectory.recorded
+    if trajectory.steps < ALL_STEPS:
+        pytest.skip("directions are recorded after the last step alone")
+    pairs = zip(trajectory.changes, recorded["keys"], recorded["delta_projections"], strict=True)
+    trajectory.ours["delta_projections"] = np.array([projections(*pair) for pair in pairs])
+    trajectory.compare("delta_projections")
 
 
 def test_tokens(trajectory: Trajectory) -> None:
