@@ -1,4 +1,4 @@
-"""Learning rate of every step: warm-up, then a drop."""
+"""Learning rate of every step: warm-up, then drops or half a cosine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def learning_rate_factor(config: OptimizerConfig, step: int, steps_per_epoch: in
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "step":
-        return config.drop_factor if step >= config.drop_epoch * steps_per_epoch else 1.0
+        drops = step // (config.drop_epoch * steps_per_epoch)
+        return float(config.drop_factor**drops)
     length = max(1, steps_per_epoch * epochs - config.warmup_steps)
     progress = min(1.0, (step - config.warmup_steps) / length)
     return config.final_factor + (1 - config.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))

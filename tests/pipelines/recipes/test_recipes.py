@@ -102,6 +102,14 @@ def test_the_papers_schedule() -> None:
     assert not get_recipe("r50_dense").model.sparse
 
 
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_no_recipe_ends_after_a_second_drop(name: str) -> None:
+    config = get_recipe(name)
+
+    if config.optimizer.schedule == "step":
+        assert config.optimizer.drop_epoch < config.training.epochs <= 2 * config.optimizer.drop_epoch
+
+
 def test_every_published_row_is_a_recipe() -> None:
     for backbone, name in (("r50", "resnet50"), ("swint", "swin_tiny")):
         rows = [f"{backbone}_{kind}" for kind in ("deformable", "dense", *(f"rho{p}" for p in (10, 20, 30, 40, 50)))]

@@ -61,6 +61,17 @@ def test_step_schedule() -> None:
     assert [learning_rate_factor(config, step, 10, 50) for step in (0, 399, 400, 499)] == [1.0, 1.0, 0.1, 0.1]
 
 
+def test_step_schedule_is_that_of_torch_in_long_runs_too() -> None:
+    config = OptimizerConfig(lr=1.0, schedule="step", drop_epoch=3, drop_factor=0.5)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    theirs = torch.optim.lr_scheduler.StepLR(optimizer, config.drop_epoch, config.drop_factor)
+    for epoch in range(10):
+        rate = optimizer.param_groups[0]["lr"]
+        assert {learning_rate_factor(config, 4 * epoch + step, 4, 10) for step in range(4)} == {rate}
+        optimizer.step()
+        theirs.step()
+
+
 def test_cosine_schedule_with_warmup() -> None:
     config = OptimizerConfig(schedule="cosine", warmup_steps=4, final_factor=0.1)
 
