@@ -1,4 +1,4 @@
-"""Boxes as pure functions: forms, intersection over union, generalised IoU."""
+"""Boxes as pure functions: forms, area, generalised IoU."""
 
 from __future__ import annotations
 
@@ -24,23 +24,11 @@ def area(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
-    intersection = size[..., 0] * size[..., 1]
-    return intersection, area(a) + area(b) - intersection
-
-
 def paired_giou(a: Float[Tensor, "*n 4"], b: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
     """Generalised IoU (Rezatofighi et al., 2019) of xyxy boxes, element by element."""
-    intersection, union = _overlap(a, b)
+    shared = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    intersection = shared[..., 0] * shared[..., 1]
+    union = area(a) + area(b) - intersection
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0)
-    enclosing = hull[..., 0] * hull[..., 1]
-    return intersection / union - (enclosing - union) / enclosing
-
-
-def pairwise_giou(a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
-    """Generalised IoU of every xyxy box of `a` with every one of `b`."""
-    intersection, union = _overlap(a[:, None], b[None])
-    hull = (torch.maximum(a[:, None, 2:], b[None, :, 2:]) - torch.minimum(a[:, None, :2], b[None, :, :2])).clamp(min=0)
     enclosing = hull[..., 0] * hull[..., 1]
     return intersection / union - (enclosing - union) / enclosing
