@@ -74,8 +74,8 @@ class OptimizerConfig:
     clip_norm: float = 0.1
     """Gradients are scaled down to this total norm; 0 leaves them alone."""
     schedule: Literal["step", "cosine"] = "step"
-    """`step` drops the rate every `drop_epoch` epochs, as torch's StepLR, which the authors use; `cosine` lets it fall to
-    `final_factor` over the run."""
+    """`step` drops the rate every `drop_epoch` epochs, as the authors' StepLR; `cosine` lets it fall to `final_factor`
+    over the run."""
     drop_epoch: int = 40
     """Epochs before each drop of the step schedule: one drop in the paper's 50 epochs."""
     drop_factor: float = 0.1

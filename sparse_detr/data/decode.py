@@ -29,9 +29,9 @@ _TURNS = {
 }
 """EXIF orientation -> the turn that brings the picture upright.
 
-`PIL.ImageOps.exif_transpose` has the same table (a test compares them), but then rewrites the whole EXIF block, to save it
-with the picture. It fails where another tag of the block has a damaged type: for 2 of 100 blocks with one to four wrong
-bytes, whose pictures every viewer shows.
+`PIL.ImageOps.exif_transpose` has the same table (a test compares them), but then rewrites the whole EXIF block, to save
+it with the picture. It fails where another tag of the block has a damaged type: for 2 of 100 blocks with one to four
+wrong bytes, whose pictures every viewer shows.
 """
 
 

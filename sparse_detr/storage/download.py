@@ -8,10 +8,10 @@ that means harm.
 What comes from the web is kept below `$XDG_CACHE_HOME/sparse-detr` (or `~/.cache/sparse-detr`) under its digest.
 Authorities beyond the system's are named by `SSL_CERT_FILE`, proxies by `https_proxy`.
 
-pooch (1.8) would save the cache and the comparison of digests, about 30 lines, and bring `requests`. It has no place for
-the rest: it compares whole digests and takes any content where none is given, follows redirections to http, has neither a
-deadline (only 30 s of silence, so a server that drips can hold it for ever) nor a largest size, and writes the address
-into log and errors with its query, where signed addresses carry their secret. It does not resume either.
+pooch would save the cache and the comparison of digests, about 30 lines, and bring `requests`. It has no place for the
+rest: it compares whole digests and takes any content where none is given, follows redirections to http, has neither a
+deadline (only 30 s of silence, so a server that drips can hold it for ever) nor a largest size, and puts the address
+with its query, where signed addresses carry their secret, into errors. It does not resume either.
 """
 
 from __future__ import annotations

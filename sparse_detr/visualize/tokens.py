@@ -15,6 +15,8 @@ AGREEMENT_COLOURS: tuple[Colour, Colour, Colour] = (0, 190, 140), (60, 150, 255)
 """Of tokens that are kept and attended, kept only, attended only."""
 
 _EDGE_COLOUR: Colour = (255, 214, 64)
+_HEAT, _AGREEMENT = 0.65, 0.6
+"""Weight of the colours against the greyed image: what is under them must still be seen."""
 
 
 def saliency_overlay(
@@ -23,28 +25,25 @@ def saliency_overlay(
     shapes: Shapes,
     *,
     level: int | None = None,
-    image_share: tuple[float, float] = (1.0, 1.0),
-    strength: float = 0.65,
 ) -> Picture:
-    """One image's saliency (any scores of its tokens) as a heat map on the greyed image, dark to bright.
+    """Saliency (any scores of the tokens) as a heat map on the greyed image, dark to bright.
 
+    The image was alone in its batch, so that no token is padding.
     All levels share one scale, the image's 1st to 99.8th percentile, so that their pictures compare and a few
     extreme scores do not darken the rest.
 
     Args:
         level: draw this level alone; None draws the mean of all levels.
-        image_share: share of the padded batch's (height, width) that is this image; tokens beyond are cut off.
-        strength: 0 shows the image alone, 1 the heat map alone.
     """
     size = (image.shape[1], image.shape[0])
-    maps = _cut_levels(saliency.detach().float().cpu().numpy(), shapes)
-    visible = np.concatenate([_visible(one, image_share).ravel() for one in maps])
-    low, high = np.percentile(visible, (1.0, 99.8))
+    scores = saliency.detach().float().cpu().numpy()
+    maps = _cut_levels(scores, shapes)
+    low, high = np.percentile(scores, (1.0, 99.8))
     chosen = maps if level is None else [maps[level]]
-    heat = np.mean([_stretch(one, size, image_share, Image.Resampling.BILINEAR) for one in chosen], axis=0)
+    heat = np.mean([_stretch(one, size, Image.Resampling.BILINEAR) for one in chosen], axis=0)
     heat = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)
     colours = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
-    return _to_picture((1 - strength) * _grey(image) + strength * colours)
+    return _to_picture((1 - _HEAT) * _grey(image) + _HEAT * colours)
 
 
 def kept_tokens_overlay(
@@ -53,7 +52,6 @@ def kept_tokens_overlay(
     shapes: Shapes,
     *,
     level: int | None = None,
-    image_share: tuple[float, float] = (1.0, 1.0),
 ) -> Picture:
     """The image bright where its tokens are kept, dim and grey elsewhere.
 
@@ -63,14 +61,13 @@ def kept_tokens_overlay(
     Args:
         kept: indices of the tokens that the encoder updates.
         level: draw this level alone; None draws all of them together.
-        image_share: share of the padded batch's (height, width) that is this image; tokens beyond are cut off.
     """
     size = (image.shape[1], image.shape[0])
     flags = np.zeros(sum(h * w for h, w in shapes), dtype=np.float32)
     flags[kept.detach().cpu().numpy()] = 1
     maps = _cut_levels(flags, shapes)
     chosen = maps if level is None else [maps[level]]
-    bright = np.mean([_stretch(one, size, image_share, Image.Resampling.NEAREST) for one in chosen], axis=0)
+    bright = np.mean([_stretch(one, size, Image.Resampling.NEAREST) for one in chosen], axis=0)
     share = np.sqrt(bright)[..., None]
     picture = share * image + (1 - share) * 0.25 * _grey(image)
     if level is not None:
@@ -85,8 +82,6 @@ def agreement_overlay(
     shapes: Shapes,
     *,
     level: int | None = None,
-    image_share: tuple[float, float] = (1.0, 1.0),
-    strength: float = 0.6,
 ) -> Picture:
     """Kept tokens against those that the decoder looks at most, in AGREEMENT_COLOURS on the greyed image.
 
@@ -96,8 +91,6 @@ def agreement_overlay(
         kept: indices of the tokens that the encoder updates.
         attended: indices of the tokens with the most attention.
         level: draw this level alone; None draws all of them together.
-        image_share: share of the padded batch's (height, width) that is this image; tokens beyond are cut off.
-        strength: 0 shows the image alone, 1 the colours alone.
     """
     size = (image.shape[1], image.shape[0])
     flags = np.zeros((2, sum(h * w for h, w in shapes)), dtype=np.float32)
@@ -108,11 +101,11 @@ def agreement_overlay(
     for one in classes:
         maps = _cut_levels(one, shapes)
         chosen = maps if level is None else [maps[level]]
-        shares.append(np.mean([_stretch(m, size, image_share, Image.Resampling.NEAREST) for m in chosen], axis=0))
+        shares.append(np.mean([_stretch(m, size, Image.Resampling.NEAREST) for m in chosen], axis=0))
     parts = np.stack(shares, axis=-1)
     covered = parts.sum(-1, keepdims=True)
     colours = parts @ np.array(AGREEMENT_COLOURS) / np.maximum(covered, 1e-6)
-    weight = strength * np.sqrt(covered)
+    weight = _AGREEMENT * np.sqrt(covered)
     return _to_picture((1 - weight) * 0.75 * _grey(image) + weight * colours)
 
 
@@ -121,18 +114,9 @@ def _cut_levels(values: Array, shapes: Shapes) -> list[Array]:
     return [part.reshape(shape) for part, shape in zip(np.split(values, starts), shapes, strict=True)]
 
 
-def _visible(one: Array, image_share: tuple[float, float]) -> Array:
-    height, width = one.shape
-    return one[: max(1, round(height * image_share[0])), : max(1, round(width * image_share[1]))]
-
-
-def _stretch(
-    one: Array, size: tuple[int, int], image_share: tuple[float, float], resampling: Image.Resampling
-) -> Array:
-    """A level's map, cut to the image and scaled to `size` (width, height)."""
-    height, width = one.shape
-    box = (0.0, 0.0, width * image_share[1], height * image_share[0])
-    return np.asarray(Image.fromarray(one.astype(np.float32)).resize(size, resampling, box=box))
+def _stretch(one: Array, size: tuple[int, int], resampling: Image.Resampling) -> Array:
+    """A level's map scaled to `size` (width, height)."""
+    return np.asarray(Image.fromarray(one.astype(np.float32)).resize(size, resampling))
 
 
 def _edges(inside: Array, line: int) -> Array:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
 from sparse_detr.visualize import agreement_overlay, kept_tokens_overlay, saliency_overlay
@@ -34,10 +33,6 @@ def test_saliency_of_one_value_draws():
     assert saliency_overlay(blank(), torch.zeros(20), SHAPES).shape == (64, 64, 3)
 
 
-def test_strength_zero_is_the_grey_image():
-    assert (saliency_overlay(blank(), torch.rand(20), SHAPES, strength=0.0) == 128).all()
-
-
 def test_kept_cells_are_bright_and_the_rest_dim():
     picture = kept_tokens_overlay(blank(), torch.tensor([5]), SHAPES, level=0)  # row 1, column 1 of 4 x 4
     bright = (picture == 128).all(-1)
@@ -54,29 +49,13 @@ def test_levels_together_are_brighter_where_more_keep():
     assert picture[60, 60] == 32
 
 
-@pytest.mark.parametrize("draw", ["saliency", "kept"])
-def test_padding_is_cut_off(draw):
-    # The image is the left half of the padded batch: column 1 of 4 ends at its right border.
-    image = blank(64, 32)
-    if draw == "kept":
-        picture = brightness(kept_tokens_overlay(image, torch.tensor([1]), SHAPES, level=0, image_share=(1.0, 0.5)))
-        assert picture[8, 24] == 128
-        assert picture[8, 8] == 32
-    else:
-        saliency = torch.zeros(20)
-        saliency[1] = 1.0
-        saliency[3] = 100.0  # in the padding: must not set the scale
-        picture = brightness(saliency_overlay(image, saliency, SHAPES, level=0, image_share=(1.0, 0.5)))
-        assert picture[4, 26] > picture[60, 4] + 50
-
-
 def test_agreement_has_a_colour_for_each_case():
     kept, attended = torch.tensor([0, 5]), torch.tensor([5, 15])
-    picture = agreement_overlay(blank(), kept, attended, SHAPES, level=0, strength=1.0)
+    picture = agreement_overlay(blank(), kept, attended, SHAPES, level=0).astype(int)
     both, kept_only, attended_only = AGREEMENT_COLOURS
-    assert tuple(picture[20, 20]) == both
-    assert tuple(picture[4, 4]) == kept_only
-    assert tuple(picture[60, 60]) == attended_only
+    for place, colour in (((20, 20), both), ((4, 4), kept_only), ((60, 60), attended_only)):
+        # 0.6 of the colour over 0.4 of the grey image, darkened to 96.
+        assert np.abs(picture[place] - (0.6 * np.array(colour) + 0.4 * 96)).max() <= 1
     assert (picture[4, 60] == 96).all()  # neither: the image, grey and darker
 
 
