@@ -14,8 +14,7 @@ class EpochSampler(Sampler[int]):
     """The share of one rank in one epoch.
 
     All ranks draw the same order from (seed, epoch) and take every `world_size`-th place, so that in an epoch no image
-    is seen twice. With `drop_last` all ranks have equally many and the last `size % world_size` images of the order
-    wait for another epoch; without, the first ranks have one more.
+    is seen twice. All ranks have equally many; the last `size % world_size` images of the order wait for another epoch.
     """
 
     def __init__(
@@ -25,8 +24,6 @@ class EpochSampler(Sampler[int]):
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = True,
     ) -> None:
         """
         Args:
@@ -34,8 +31,6 @@ class EpochSampler(Sampler[int]):
             rank: which worker this is, from 0.
             world_size: number of workers.
             seed: with the epoch it decides the order.
-            shuffle: False keeps the order of the data set.
-            drop_last: give every rank equally many.
 
         Raises:
             ConfigError: a number out of its range, or so few images that a rank would get none.
@@ -46,14 +41,11 @@ class EpochSampler(Sampler[int]):
             ("seed", seed, seed >= 0),
         ):
             require(right, f"sampler.{name}: {value}; need 0 <= rank < world_size and seed >= 0")
-        enough = size >= (world_size if drop_last else 1)
-        require(enough, f"sampler.size: {size} images for {world_size} workers; give each at least one")
+        require(size >= world_size, f"sampler.size: {size} images for {world_size} workers; give each at least one")
         self._size = size
         self._rank = rank
         self._world_size = world_size
         self._seed = seed
-        self._shuffle = shuffle
-        self._drop_last = drop_last
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -61,12 +53,10 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        rest = 0 if self._drop_last else int(self._rank < self._size % self._world_size)
-        return self._size // self._world_size + rest
+        return self._size // self._world_size
 
     def __iter__(self) -> Iterator[int]:
         order = np.arange(self._size)
-        if self._shuffle:
-            np.random.default_rng((self._seed, self.epoch)).shuffle(order)
+        np.random.default_rng((self._seed, self.epoch)).shuffle(order)
         mine = order[self._rank :: self._world_size][: len(self)]
         return iter(mine.tolist())

@@ -12,7 +12,7 @@ from sparse_detr.errors import ConfigError
 ranks_of = st.integers(1, 9)
 
 
-def shares(size: int, world_size: int, epoch: int = 0, **options: int | bool) -> list[list[int]]:
+def shares(size: int, world_size: int, epoch: int = 0, **options: int) -> list[list[int]]:
     found = []
     for rank in range(world_size):
         sampler = EpochSampler(size, rank=rank, world_size=world_size, **options)
@@ -32,13 +32,6 @@ def test_ranks_share_an_epoch_without_duplicates(extra: int, world_size: int, se
     assert set(seen) <= set(range(size))
 
 
-@given(size=st.integers(1, 200), world_size=ranks_of, epoch=st.integers(0, 9), shuffle=st.booleans())
-def test_without_drop_last_every_image_is_seen_once(size: int, world_size: int, epoch: int, shuffle: bool) -> None:
-    found = shares(size, world_size, epoch, shuffle=shuffle, drop_last=False)
-    assert sorted(item for share in found for item in share) == list(range(size))
-    assert max(map(len, found)) - min(map(len, found)) <= 1
-
-
 @given(size=st.integers(50, 300), seed=st.integers(0, 99), epoch=st.integers(0, 99), world_size=ranks_of)
 def test_the_order_is_that_of_one_rank_dealt_out(size: int, seed: int, epoch: int, world_size: int) -> None:
     (whole,) = shares(size, 1, epoch, seed=seed)
@@ -55,10 +48,6 @@ def test_the_same_seed_and_epoch_give_the_same_order_and_others_do_not() -> None
 def test_what_is_dropped_changes_with_the_epoch() -> None:
     dropped = {frozenset(range(10)) - {item for share in shares(10, 3, epoch) for item in share} for epoch in range(20)}
     assert len(dropped) > 3
-
-
-def test_without_shuffle_the_order_is_kept() -> None:
-    assert shares(5, 2, shuffle=False, drop_last=False) == [[0, 2, 4], [1, 3]]
 
 
 @pytest.mark.parametrize(
