@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_detr.errors import ConfigError
 from sparse_detr.model import build
 from sparse_detr.model.base import Detector
 from sparse_detr.model.config import ModelConfig
@@ -49,7 +48,7 @@ class SparseDetr(Detector):
             ConfigError: a keep ratio outside (0, 1], or below 1 where the model has no scoring network.
         """
         with_auxiliary = self.training if with_auxiliary is None else with_auxiliary
-        ratio = self._checked_ratio(keep_ratio)
+        ratio = self.config.checked_keep_ratio(keep_ratio)
         pyramid: FeaturePyramid = self.feature_projection(self.backbone(batch.pixels), batch.padding)
         grid = proposal_grid(pyramid)
         scored = self._score_tokens(pyramid, grid, ratio, with_auxiliary)
@@ -85,17 +84,6 @@ class SparseDetr(Detector):
     def from_pretrained(cls, path_or_uri: str | Path) -> SparseDetr:
         """The model of a folder that `save_model` wrote, in evaluation mode; see `model_folder.load_model`."""
         return load_model(path_or_uri, cls)
-
-    def _checked_ratio(self, keep_ratio: float | None) -> float:
-        ratio = self.config.keep_ratio if keep_ratio is None else keep_ratio
-        if not 0.0 < ratio <= 1.0:
-            raise ConfigError(f"keep_ratio: {ratio}; give a number in (0, 1], 1 for the dense encoder")
-        if ratio < 1.0 and self.scoring_network is None:
-            raise ConfigError(
-                f"keep_ratio: {ratio}, but this model was built dense (keep_ratio=1) and has no scoring network; "
-                "leave keep_ratio out, or use a model trained with one below 1"
-            )
-        return ratio
 
     def _score_tokens(
         self, pyramid: FeaturePyramid, grid: ProposalGrid, ratio: float, with_predictions: bool

@@ -122,6 +122,14 @@ class ImageSize:
             f"max_side: {self.max_side} is less than short_side: {self.short_side}; give at least as much",
         )
 
+    def with_sides(self, short_side: int | None, max_side: int | None) -> ImageSize:
+        """This size with the sides that are given (pixels) in place of its own.
+
+        Raises:
+            ConfigError: the longer side would be less than the shorter one.
+        """
+        return ImageSize(short_side=short_side or self.short_side, max_side=max_side or self.max_side)
+
 
 COCO_IMAGE_SIZE = ImageSize(short_side=800, max_side=1333)
 """The authors' for COCO, where neither user nor model says another."""

@@ -48,8 +48,7 @@ def _find(source: str) -> tuple[ModelConfig, ImageSize, SparseDetr | None]:
     """Configuration and evaluation size, and the model itself where `source` is a folder."""
     if source in RECIPES:
         recipe = get_recipe(source)
-        size = ImageSize(short_side=recipe.data.short_side, max_side=recipe.data.max_side)
-        return recipe.model, size, None
+        return recipe.model, recipe.data.image_size, None
     try:
         model = SparseDetr.from_pretrained(source)
     except CheckpointError as error:

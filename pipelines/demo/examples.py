@@ -18,7 +18,7 @@ from sparse_detr.detector import SparseDetr
 from sparse_detr.evaluation.coco_ap import coco_results, evaluate_coco
 from sparse_detr.evaluation.mode import evaluating
 from sparse_detr.evaluation.postprocess import postprocess
-from sparse_detr.records import Batch, Classes
+from sparse_detr.records import Batch, Classes, ImageSize
 from sparse_detr.storage.location import locate
 from sparse_detr.visualize import Picture, draw_detections, enlarge, kept_tokens_overlay, saliency_overlay
 
@@ -34,7 +34,7 @@ class Inspection:
         self._model = model
         self._index = read_coco(annotations)
         self._images = locate(images)
-        transform = EvalTransform(short_side=side, max_side=side)
+        transform = EvalTransform(size=ImageSize(short_side=side, max_side=side))
         self._dataset = DetectionDataset(self._index, images, transform)
         self._batches: list[Batch] = list(DataLoader(self._dataset, batch_size=_BATCH, collate_fn=collate))
 

@@ -72,5 +72,4 @@ class DetectionConfig:
         Raises:
             ConfigError: the longer side would be less than the shorter one.
         """
-        own = own or COCO_IMAGE_SIZE
-        return ImageSize(short_side=self.short_side or own.short_side, max_side=self.max_side or own.max_side)
+        return (own or COCO_IMAGE_SIZE).with_sides(self.short_side, self.max_side)

@@ -25,11 +25,7 @@ def load_checked(config: DetectionConfig) -> SparseDetr:
             f"model: {location.uri} gives {model.config.num_classes} scores a box but names {len(model.classes)} "
             "classes; correct config.json"
         )
-    below = [f"{ratio:g}" for ratio in config.ratios if ratio is not None and ratio < 1.0]
-    if below and not model.config.sparse:
-        raise ConfigError(
-            f"keep_ratio: {', '.join(below)}, but {location.uri} was built dense (keep_ratio=1) and has no scoring "
-            "network; leave keep_ratio out, or use a model trained with one below 1"
-        )
+    for ratio in config.ratios:
+        model.config.checked_keep_ratio(ratio)
     Predictor(model, config).check()
     return model

@@ -109,7 +109,7 @@ class Predictor:
         self._overlap = overlap
         self._turns = 0
         self._size = config.image_size(model.image_size)
-        self._transform = EvalTransform(short_side=self._size.short_side, max_side=self._size.max_side)
+        self._transform = EvalTransform(size=self._size)
         self._threads = ThreadPoolExecutor(config.fetch_threads, thread_name_prefix="fetch")
 
     def check(self) -> None:

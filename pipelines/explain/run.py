@@ -90,7 +90,7 @@ def explain_image(
         ImageError: it gives numbers that are not finite.
     """
     size = size or model.image_size or COCO_IMAGE_SIZE
-    transform = EvalTransform(short_side=size.short_side, max_side=size.max_side)
+    transform = EvalTransform(size=size)
     pixels, _ = transform(image, np.zeros((0, 4)), np.zeros(0, np.int64))
     device = next(model.parameters()).device
     with evaluating(model):
@@ -123,8 +123,7 @@ def explain(config: ExplainConfig) -> Explanation:
         raise StorageError(f"image: {source.uri} is {'a folder' if source.exists() else 'not there'}; name one file")
     image = decode_image(source.read_bytes(), name=source.uri)
     model = SparseDetr.from_pretrained(folder.uri)
-    own = model.image_size or COCO_IMAGE_SIZE
-    size = ImageSize(short_side=config.short_side or own.short_side, max_side=config.max_side or own.max_side)
+    size = (model.image_size or COCO_IMAGE_SIZE).with_sides(config.short_side, config.max_side)
     ratio = model.config.keep_ratio if config.keep_ratio is None else config.keep_ratio
     name = source.uri.rpartition("/")[2]
     title = f"{name}   {image.shape[1]} x {image.shape[0]}, keep ratio {ratio:g}"

@@ -13,6 +13,7 @@ from sparse_detr.data.transforms import AugmentConfig
 from sparse_detr.errors import require
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.model.config import ModelConfig
+from sparse_detr.records import ImageSize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,11 @@ class DataConfig:
             f"data.train_limit: {self.train_limit}; give at least 1, or leave it out",
         )
         require(self.loader_workers >= 0, f"data.loader_workers: {self.loader_workers}; give 0 or more")
+
+    @property
+    def image_size(self) -> ImageSize:
+        """The size of validation images, which the model keeps as its own."""
+        return ImageSize(short_side=self.short_side, max_side=self.max_side)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 
 from pipelines.recipes.config import RunConfig
 from pipelines.tracking.tracker import Tracker
-from sparse_detr.records import ImageSize, Targets
+from sparse_detr.records import Targets
 from sparse_detr.redaction import without_secrets
 from sparse_detr.storage.location import locate
 
@@ -75,12 +75,17 @@ class TrainingPictures:
         if self._images is None:
             self._images = _choose(loop.data.ground_truth, self._config.data.val_images, self._count)
         data = self._config.data
-        size = ImageSize(short_side=data.short_side, max_side=data.max_side)
         with tempfile.TemporaryDirectory(prefix="sparse-detr-") as folder:
             for name, image, truth in self._images:
                 title = f"{name}   after epoch {epoch}, keep ratio {self._config.model.keep_ratio:g}"
                 found = explain_image(
-                    loop.eval_model, image, title=title, size=size, threshold=_THRESHOLD, truth=truth, tile=_TILE
+                    loop.eval_model,
+                    image,
+                    title=title,
+                    size=data.image_size,
+                    threshold=_THRESHOLD,
+                    truth=truth,
+                    tile=_TILE,
                 )
                 Path(folder, f"{_plain(name)}.png").write_bytes(found.png())
             self._tracker.artifact(folder, f"{FOLDER}/epoch_{epoch:04d}")

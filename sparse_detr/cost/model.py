@@ -54,12 +54,7 @@ def model_cost(config: ModelConfig, height: int, width: int, keep_ratio: float |
     """
     for name, pixels in (("height", height), ("width", width)):
         require(pixels >= 1, f"{name}: {pixels}; give pixels, at least 1")
-    ratio = config.keep_ratio if keep_ratio is None else keep_ratio
-    require(0.0 < ratio <= 1.0, f"keep_ratio: {ratio}; give a number in (0, 1], 1 for the dense encoder")
-    require(
-        ratio == 1.0 or config.sparse,
-        f"keep_ratio: {ratio}, but this model is dense (keep_ratio=1) and has no scoring network; leave it out",
-    )
+    ratio = config.checked_keep_ratio(keep_ratio)
     backbone = backbone_cost(config.backbone, height, width)
     projection, shapes = _projection(config, backbone)
     tokens = sum(rows * columns for rows, columns in shapes)

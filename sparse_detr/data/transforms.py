@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparse_detr.boxes import xyxy_to_cxcywh
 from sparse_detr.errors import require
-from sparse_detr.records import Targets
+from sparse_detr.records import COCO_IMAGE_SIZE, ImageSize, Targets
 
 MEAN = (0.485, 0.456, 0.406)
 """ImageNet mean of R, G, B in 0..1."""
@@ -84,14 +84,7 @@ class Transform(Protocol):
 class EvalTransform:
     """Resize and normalise, nothing by chance."""
 
-    short_side: int = 800
-    """Pixels."""
-    max_side: int = 1333
-    """The long side is at most this, pixels."""
-
-    def __post_init__(self) -> None:
-        require(self.short_side > 0, _wrong("short_side", self.short_side, "above 0"))
-        require(self.max_side >= self.short_side, _wrong("max_side", self.max_side, "at least short_side"))
+    size: ImageSize = COCO_IMAGE_SIZE
 
     def __call__(
         self,
@@ -102,7 +95,7 @@ class EvalTransform:
         """Boxes are xyxy pixels of the image."""
         height, width = image.shape[:2]
         region = (0.0, 0.0, float(width), float(height))
-        pixels = _resized(image, region, resized_size(height, width, self.short_side, self.max_side))
+        pixels = _resized(image, region, resized_size(height, width, self.size.short_side, self.size.max_side))
         return normalise(pixels), _targets(boxes, labels, region)
 
 

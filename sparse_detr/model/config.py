@@ -175,3 +175,18 @@ class ModelConfig:
     def sparse(self) -> bool:
         """Whether the encoder updates only some tokens."""
         return self.keep_ratio < 1.0
+
+    def checked_keep_ratio(self, keep_ratio: float | None) -> float:
+        """The ratio at which a model of this configuration runs: the given one, or its own.
+
+        Raises:
+            ConfigError: it is outside (0, 1], or below 1 where there is no scoring network.
+        """
+        ratio = self.keep_ratio if keep_ratio is None else keep_ratio
+        require(0.0 < ratio <= 1.0, f"keep_ratio: {ratio}; give a number in (0, 1], 1 for the dense encoder")
+        require(
+            ratio == 1.0 or self.sparse,
+            f"keep_ratio: {ratio}, but this model was built dense (keep_ratio=1) and has no scoring network; "
+            "leave keep_ratio out, or use a model trained with one below 1",
+        )
+        return ratio

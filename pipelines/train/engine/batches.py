@@ -93,7 +93,7 @@ def load_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> RunDa
     data = config.data
     cache = {"cache_bytes": data.cache == "bytes", "cache_pixels": data.cache == "pixels"}
     train_set = DetectionDataset(train, data.train_images, TrainTransform(config=data.augment), **cache)
-    evaluation = EvalTransform(short_side=data.short_side, max_side=data.max_side)
+    evaluation = EvalTransform(size=data.image_size)
     val_set = DetectionDataset(val, data.val_images, evaluation, **cache)
     sampler = EpochSampler(len(train_set), rank=rank, world_size=world_size, seed=config.training.seed)
     sizes: dict[str, Any] = {"batch_size": config.training.batch_per_worker, "num_workers": data.loader_workers}

@@ -9,7 +9,7 @@ from pipelines.tracking.tracker import Tracker
 from pipelines.train.engine.loop import seed_everything
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError
-from sparse_detr.records import Classes, ImageSize
+from sparse_detr.records import Classes
 from sparse_detr.weights.backbones import load_backbone
 
 
@@ -55,7 +55,7 @@ def initial_model(config: RunConfig, classes: Classes) -> tuple[SparseDetr, Star
     seed_everything(config.training.seed, 0, 0)
     model = SparseDetr(config.model)
     model.classes = classes
-    model.image_size = ImageSize(short_side=config.data.short_side, max_side=config.data.max_side)
+    model.image_size = config.data.image_size
     report = StartReport(source=None)
     if config.training.init_backbone is not None:
         found = load_backbone(model, config.training.init_backbone)

@@ -88,7 +88,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["nope"], "recipe: 'nope' does not exist"),
         (["tiny", "--width", "0"], "width: 0"),
         (["tiny", "--keep-ratio", "1.5"], "keep_ratio: 1.5"),
-        (["r50_dense", "--keep-ratio", "0.5"], "this model is dense"),
+        (["r50_dense", "--keep-ratio", "0.5"], "this model was built dense"),
     ],
 )
 def test_mistakes_end_with_2_and_one_message(

@@ -178,5 +178,5 @@ def test_what_cannot_be_counted_is_refused(height: int, width: int, ratio: float
 
 
 def test_a_dense_model_has_no_smaller_ratio() -> None:
-    with pytest.raises(ConfigError, match=r"keep_ratio: 0\.5, but this model is dense"):
+    with pytest.raises(ConfigError, match=r"keep_ratio: 0\.5, but this model was built dense"):
         model_cost(DENSE, 64, 64, 0.5)

@@ -19,10 +19,10 @@ from sparse_detr.data.sampler import EpochSampler
 from sparse_detr.data.shapes import ShapesConfig, write_shapes
 from sparse_detr.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from sparse_detr.errors import AnnotationError, ImageError, StorageError
-from sparse_detr.records import Example
+from sparse_detr.records import Example, ImageSize
 from sparse_detr.storage.location import Location, locate
 
-STILL = EvalTransform(short_side=32, max_side=64)
+STILL = EvalTransform(size=ImageSize(short_side=32, max_side=64))
 
 
 def index_of(*sizes: tuple[int, int]) -> CocoIndex:
@@ -186,7 +186,7 @@ def test_an_index_without_images_is_refused(folder: Path) -> None:
 def test_real_images(shared: Path) -> None:
     root = shared / "data" / "coco_tiny"
     index = read_coco(root / "annotations" / "instances_val2017.json")
-    dataset = DetectionDataset(index, root / "val2017", EvalTransform(short_side=64, max_side=107))
+    dataset = DetectionDataset(index, root / "val2017", EvalTransform(size=ImageSize(short_side=64, max_side=107)))
     for item in range(20):
         example = dataset[item]
         image = index.images[item]
