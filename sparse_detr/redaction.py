@@ -1,9 +1,11 @@
-"""Takes secrets out of what is written down: parameters, tags, texts and messages."""
+"""Redaction: takes secrets out of what is written down (parameters, tags, texts, messages, records)."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 HIDDEN = "***"
 
@@ -22,13 +24,15 @@ _QUERY = re.compile(
     r"(?P<name>[?&](?:X-Amz-[A-Za-z-]+|access_key|secret_key|session_token|token|sig|signature|password)=)[^&\s]+",
     re.IGNORECASE,
 )
-_SECRET_VARIABLES = (
+SECRET_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "RAY_AUTH_TOKEN",
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
 )
+"""Environment variables whose values no text may show: the one list of them."""
 _SHORTEST_SECRET = 8
 
 
@@ -43,9 +47,18 @@ def without_secrets(text: str, key: str = "") -> str:
         return HIDDEN
     text = _USER_INFO.sub(rf"\g<scheme>{HIDDEN}@", text)
     text = _QUERY.sub(rf"\g<name>{HIDDEN}", text)
-    for name in _SECRET_VARIABLES:
+    for name in SECRET_VARIABLES:
         value = os.environ.get(name, "")
         # A shorter one is a placeholder: replacing it would only garble the text.
         if len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, HIDDEN)
     return text
+
+
+def values_without_secrets(value: Any, key: str = "") -> Any:
+    """The same mappings and sequences, as of a config's dictionary, with every text in them redacted."""
+    if isinstance(value, Mapping):
+        return {name: values_without_secrets(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [values_without_secrets(inner, key) for inner in value]
+    return without_secrets(value, key) if isinstance(value, str) else value

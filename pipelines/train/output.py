@@ -18,7 +18,7 @@ from pipelines.recipes.config import RunConfig
 from pipelines.train.engine.checkpoint import MODEL_FOLDER
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.errors import CheckpointError, ConfigError, OutputExistsError
-from sparse_detr.redaction import without_secrets
+from sparse_detr.redaction import values_without_secrets
 from sparse_detr.storage.location import Location
 
 RUN_FILE = "run.json"
@@ -83,14 +83,8 @@ def _read_run(file: Location) -> tuple[RunConfig, str | None]:
 
 def write_run(output: Location, config: RunConfig, run_id: str | None) -> None:
     """Say which run the folder belongs to. Passwords, as in a tracking URI, are left out."""
-    record = {"config": _without_secrets(to_dict(config)), "run_id": run_id}
+    record = {"config": values_without_secrets(to_dict(config)), "run_id": run_id}
     output.child(RUN_FILE).write_bytes(json.dumps(record, indent=1).encode())
-
-
-def _without_secrets(value: Any, key: str = "") -> Any:
-    if isinstance(value, dict):
-        return {name: _without_secrets(inner, name) for name, inner in value.items()}
-    return without_secrets(value, key) if isinstance(value, str) else value
 
 
 def write_result(output: Location, record: Mapping[str, Any]) -> None:

@@ -16,8 +16,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sparse_detr.errors import StorageError
+from sparse_detr.redaction import without_secrets
 
-_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "INVALID_CLIENT_TOKEN", "HTTP status 403")
 
 
@@ -69,7 +69,7 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"{uri}: {_remedy(error)} ({_without_secrets(str(error))})") from None
+        raise StorageError(f"{uri}: {_remedy(error)} ({without_secrets(str(error))})") from None
 
 
 def within(seconds: float, work: Callable[[], None], uri: str) -> None:
@@ -104,10 +104,3 @@ def _remedy(error: BaseException) -> str:
     if isinstance(error, PermissionError):
         return "not permitted; check owner and mode"
     return "cannot be used"
-
-
-def _without_secrets(text: str) -> str:
-    for name in _SECRET_VARIABLES:
-        if value := os.environ.get(name):
-            text = text.replace(value, "***")
-    return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparse_detr.redaction import HIDDEN, without_secrets
+from sparse_detr.redaction import HIDDEN, SECRET_VARIABLES, values_without_secrets, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,19 @@ def test_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "a")  # too short to be one: would garble every text
     assert without_secrets("failed with wJalrXUtnFEMI at a") == f"failed with {HIDDEN} at a"
+
+
+@pytest.mark.parametrize("name", SECRET_VARIABLES)
+def test_every_secret_variable_is_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "a-planted-value")
+    assert without_secrets("key a-planted-value refused") == f"key {HIDDEN} refused"
+
+
+def test_nested_values() -> None:
+    config = {"db": {"password": "pw", "uri": "http://me:pw@host"}, "hosts": ["s3://k:pw@b/x"], "lr": 0.1, "none": None}
+    assert values_without_secrets(config) == {
+        "db": {"password": HIDDEN, "uri": f"http://{HIDDEN}@host"},
+        "hosts": [f"s3://{HIDDEN}@b/x"],
+        "lr": 0.1,
+        "none": None,
+    }
