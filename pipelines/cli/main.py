@@ -27,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print("\nInterrupted.")
         return 130
     except Exception as error:
-        from pipelines.cluster.user_errors import user_error
+        from pipelines.cluster.user_errors import find
 
-        found = user_error(error)
+        found = find(error)
         if found is None:
             raise
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(found))}", highlight=False, soft_wrap=True)

@@ -1,19 +1,36 @@
-"""Finds what a user can mend in whatever Ray has wrapped around it."""
+"""The one protocol for a user error between processes: pack it, unpack it, find it in what Ray wrapped around it.
+
+No Ray here: the training engine and the command line, which must start at once, import this too.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import ray
-import ray.train
-import ray.train.torch
-
 from sparse_detr import errors
 from sparse_detr.errors import SparseDetrError
 
+PackedError = tuple[str, str]
+"""Class name and message of a user error. Raised through Ray, an exception would lose its class and gain pages of
+traceback; two strings survive every way between processes."""
 
-def user_error(error: BaseException) -> SparseDetrError | None:
-    """The mistake behind an error, also where Ray has wrapped what a worker raised."""
+
+def pack(error: SparseDetrError) -> PackedError:
+    """The form of a user error that travels."""
+    return type(error).__name__, str(error)
+
+
+def unpack(packed: PackedError) -> SparseDetrError:
+    """The error again; of a kind that is unknown here (a worker of another version), the root of the tree."""
+    kind, message = packed
+    found = getattr(errors, kind, None)
+    if isinstance(found, type) and issubclass(found, SparseDetrError):
+        return found(message)
+    return SparseDetrError(message)
+
+
+def find(error: BaseException) -> SparseDetrError | None:
+    """The user error behind an error, also where Ray has wrapped what a worker raised; None for a bug of ours."""
     seen: set[int] = set()
     queue: list[Any] = [error]
     while queue:
@@ -28,12 +45,3 @@ def user_error(error: BaseException) -> SparseDetrError | None:
         queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
         queue += list(failures.values()) if isinstance(failures, dict) else []
     return None
-
-
-def raise_user_error(board: Any, cause: BaseException | None) -> None:
-    """Raise in the driver what a worker noted as the user's mistake."""
-    mistake = ray.get(board.mistake.remote())
-    if mistake is not None:
-        kind, message = mistake
-        found = getattr(errors, kind, SparseDetrError)
-        raise found(message) from cause

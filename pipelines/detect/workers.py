@@ -19,12 +19,12 @@ import torch
 
 from pipelines.cluster.access import DriverAccess
 from pipelines.cluster.session import RaySession, available_cpus
+from pipelines.cluster.user_errors import pack, unpack
 from pipelines.detect.config import DetectionConfig
 from pipelines.detect.manifest import Manifest
 from pipelines.detect.measures import with_measures
 from pipelines.detect.predictor import Predictor
 from pipelines.detect.rows import results_table
-from sparse_detr import errors
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError, SparseDetrError
 from sparse_detr.storage.location import locate
@@ -35,9 +35,8 @@ Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
 
-_MISTAKE = pa.schema([("kind", pa.string()), ("message", pa.string())])
-"""What a worker returns in place of rows when it meets a mistake of the user's. Raised through Ray Data, an exception
-would lose its class and gain pages of traceback."""
+_USER_ERROR = pa.schema([("kind", pa.string()), ("message", pa.string())])
+"""A packed user error as a table: what a worker returns in place of rows when it meets one."""
 
 
 class Sink(Protocol):
@@ -127,9 +126,7 @@ def stream(manifest: Manifest, work: Work, session: RaySession) -> Rows:
         closing(cast(Rows, iter(found.iter_batches(batch_size=None, batch_format="pyarrow")))) as tables,
     ):
         for table in tables:
-            if table.schema.equals(_MISTAKE):
-                (row,) = table.to_pylist()
-                raise getattr(errors, row["kind"])(row["message"])
+            _raise_user_error(table)
             yield table
 
 
@@ -160,11 +157,11 @@ class Worker:
         """
         torch.set_num_threads(max(1, int(work.config.cpus_per_worker)))
         self._work = work
-        self._mistake: pa.Table | None = None
+        self._user_error: pa.Table | None = None
         try:
             self._prepare("cuda" if gpu else "cpu")
         except SparseDetrError as error:
-            self._mistake = _reported(error)
+            self._user_error = _user_error_table(error)
 
     def _prepare(self, device: str) -> None:
         config = self._work.config
@@ -177,8 +174,8 @@ class Worker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Detect the objects of a block of the manifest and hand the rows to the sink."""
-        if self._mistake is not None:
-            return self._mistake
+        if self._user_error is not None:
+            return self._user_error
         indices = block.column("index").to_pylist()
         try:
             results = self._predictor.detect(self._root, indices, block.column("key").to_pylist())
@@ -192,8 +189,15 @@ class Worker:
             )
             return self._work.sink(indices[0], with_measures(rows, results) if self._work.measure else rows)
         except SparseDetrError as error:
-            return _reported(error)
+            return _user_error_table(error)
 
 
-def _reported(error: SparseDetrError) -> pa.Table:
-    return pa.Table.from_pylist([{"kind": type(error).__name__, "message": str(error)}], schema=_MISTAKE)
+def _user_error_table(error: SparseDetrError) -> pa.Table:
+    kind, message = pack(error)
+    return pa.Table.from_pylist([{"kind": kind, "message": message}], schema=_USER_ERROR)
+
+
+def _raise_user_error(table: pa.Table) -> None:
+    if table.schema.equals(_USER_ERROR):
+        (row,) = table.to_pylist()
+        raise unpack((row["kind"], row["message"]))

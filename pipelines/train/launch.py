@@ -12,7 +12,7 @@ import ray.train
 import ray.train.torch
 
 from pipelines.cluster.access import DriverAccess
-from pipelines.cluster.user_errors import raise_user_error
+from pipelines.cluster.user_errors import unpack
 from pipelines.recipes.config import RunConfig
 from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.training_run import address
@@ -42,11 +42,18 @@ def fit(
     try:
         result = _fit_in_background(trainer, board, on_progress)
     except ray.train.TrainingFailedError as error:
-        raise_user_error(board, error)
+        _raise_user_error(board, error)
         raise
-    raise_user_error(board, None)
+    _raise_user_error(board, None)
     found = [(Path(checkpoint.path).name, metrics) for checkpoint, metrics in result.best_checkpoints or []]
     return list(result.return_value or []), best_checkpoint(found)
+
+
+def _raise_user_error(board: Any, cause: BaseException | None) -> None:
+    """Raise in the driver what a worker noted as a user error."""
+    packed = ray.get(board.user_error.remote())
+    if packed is not None:
+        raise unpack(packed) from cause
 
 
 def _scaling(config: RunConfig) -> ray.train.ScalingConfig:

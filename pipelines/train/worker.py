@@ -15,6 +15,7 @@ import ray.train.torch
 import torch
 
 from pipelines.cluster.access import DriverAccess
+from pipelines.cluster.user_errors import pack
 from pipelines.recipes.config import RunConfig
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.train.engine.build import build_loop
@@ -94,18 +95,18 @@ class RayHooks:
 
 
 def train_worker(settings: dict[str, Any]) -> list[Metrics]:
-    """Train one rank to the end; returns the history, or nothing where an earlier attempt found a user's mistake.
+    """Train one rank to the end; returns the history, or nothing where an earlier attempt found a user error.
 
-    Ray would restart the workers after any error; one that the user must mend is noted on the board first, and the
+    Ray would restart the workers after any error; a user error is noted on the board first, and the
     next attempt ends at once.
     """
     task: WorkerTask = settings["task"]
-    if ray.get(task.board.mistake.remote()) is not None:
+    if ray.get(task.board.user_error.remote()) is not None:
         return []
     try:
         return list(_run(task))
     except SparseDetrError as error:
-        ray.get(task.board.fail.remote(type(error).__name__, str(error)))
+        ray.get(task.board.fail.remote(pack(error)))
         raise
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from pipelines.cluster.user_errors import PackedError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProgress:
@@ -29,11 +31,11 @@ OnProgress = Callable[[StepProgress], None]
 
 
 class ProgressBoard:
-    """Holds the last progress and the first mistake of the user; run as a Ray actor."""
+    """Holds the last progress and the first user error; run as a Ray actor."""
 
     def __init__(self) -> None:
         self._progress: StepProgress | None = None
-        self._mistake: tuple[str, str] | None = None
+        self._user_error: PackedError | None = None
 
     def post(self, progress: StepProgress) -> None:
         """Replace what was posted before."""
@@ -43,10 +45,10 @@ class ProgressBoard:
         """What was posted last."""
         return self._progress
 
-    def fail(self, kind: str, message: str) -> None:
-        """Note an error that a restart would only repeat: the class name and the message."""
-        self._mistake = self._mistake or (kind, message)
+    def fail(self, packed: PackedError) -> None:
+        """Note a user error, which a restart would only repeat."""
+        self._user_error = self._user_error or packed
 
-    def mistake(self) -> tuple[str, str] | None:
+    def user_error(self) -> PackedError | None:
         """The first error noted."""
-        return self._mistake
+        return self._user_error
