@@ -1,4 +1,8 @@
-"""The decoder attention map (DAM): how much the decoder looks at each token (paper section 3.2, appendix A.2)."""
+"""The decoder attention map (DAM), and how much of it falls on kept tokens (paper sections 3.2 and 4.3, appendix A.2).
+
+The DAM is how much the decoder looks at each token: the label of the scoring network. Its share on the kept tokens is
+the paper's Corr, which tells how well they were chosen.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +31,24 @@ def decoder_attention_map(attention: DecoderAttention, shapes: Shapes) -> Float[
     x, y = (attention.locations.to(exact) * sizes).unbind(-1)
     weights = attention.weights.to(exact)
     left, top = x.floor(), y.floor()
-    right_share, bottom_share = x - left, y - top
+    right, bottom = x - left, y - top
     width, height = sizes.unbind(-1)
     dam = weights.new_zeros((batch, sum(h * w for h, w in shapes)))
-    for column, row, share in (
-        (left, top, (1 - right_share) * (1 - bottom_share)),
-        (left + 1, top, right_share * (1 - bottom_share)),
-        (left, top + 1, (1 - right_share) * bottom_share),
-        (left + 1, top + 1, right_share * bottom_share),
+    for column, row, corner_weight in (
+        (left, top, (1 - right) * (1 - bottom)),
+        (left + 1, top, right * (1 - bottom)),
+        (left, top + 1, (1 - right) * bottom),
+        (left + 1, top + 1, right * bottom),
     ):
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         token = torch.where(inside, row * width + column, 0.0).long() + starts[:-1, None]
-        dam.scatter_add_(1, token.flatten(1), (share * weights * inside).flatten(1))
+        dam.scatter_add_(1, token.flatten(1), (corner_weight * weights * inside).flatten(1))
     return dam
 
 
 @torch.no_grad()
 def attention_share(dam: Float[Tensor, "B T"], kept: Int[Tensor, "B K"], shapes: Shapes) -> Float[Tensor, "B sets"]:
-    """Share of the decoder attention map that lies on kept tokens (the paper's Corr).
+    """Share of the decoder attention map that falls on kept tokens (the paper's Corr).
 
     Column 0 is over all levels, column 1 + l over level l. NaN where a level got no attention at all. All K kept
     tokens count, also those past an image's own number, as in the authors' code.

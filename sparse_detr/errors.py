@@ -1,7 +1,7 @@
-"""What a user can do wrong, as one small tree of exceptions.
+"""User errors, as one small tree of exceptions.
 
     ValueError
-      SparseDetrError          a mistake that the user can mend; exit code 2 on the command line
+      SparseDetrError          a user error; exit code 2 on the command line
         ConfigError            a field, or a combination of fields, that cannot work
         AnnotationError        an annotation file that cannot be read as what it claims to be
         ImageError             one image that cannot be decoded
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 
 class SparseDetrError(ValueError):
-    """Root of the mistakes that a user can mend."""
+    """Root of the user errors: what is wrong, and what the user can do about it."""
 
 
 class ConfigError(SparseDetrError):

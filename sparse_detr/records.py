@@ -160,7 +160,7 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderAttention:
-    """Where the decoder's cross-attention looked, over all D layers."""
+    """Sampling locations and weights of the decoder's cross-attention, over all D layers."""
 
     locations: Float[Tensor, "B D Q M L P 2"]
     """(x, y) relative to each level, as given to the sampler."""
@@ -183,7 +183,7 @@ class TokenSelection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What the detector returns.
+    """Output of the detector.
 
     All after `selection` are None or empty in evaluation unless asked for (`model(batch, with_auxiliary=True)`).
     """

@@ -1,4 +1,4 @@
-"""What backbones cost, and the size of the maps that they return."""
+"""Operations of backbones by formula, and the size of the maps that they return."""
 
 from __future__ import annotations
 

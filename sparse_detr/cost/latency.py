@@ -1,4 +1,4 @@
-"""How long a model takes on one machine: the median of some runs, with everything that the number depends on."""
+"""Latency of a model on one machine: the median of some runs, with everything that the number depends on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparse_detr.records import ImageBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyConfig:
-    """How to measure."""
+    """Options of a measurement."""
 
     runs: int = 5
     """Timed runs; the median is what counts."""
@@ -60,7 +60,7 @@ class LatencyConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """What was measured, and on what."""
+    """A measured time, and all that it depends on."""
 
     median: float
     """Milliseconds for the whole batch, transfers and post-processing left out."""

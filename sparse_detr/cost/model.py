@@ -1,4 +1,4 @@
-"""What a model costs for one image, by a formula: operations and parameters of every part (Sparse DETR, table 1).
+"""Cost of a model for one image by formula: operations and parameters of every part (Sparse DETR, table 1).
 
 It counts what runs at inference: no encoder auxiliary heads, boxes of the proposals that became queries alone, the
 class head of the last decoder layer alone. The image has no padding.

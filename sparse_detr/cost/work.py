@@ -17,7 +17,7 @@ PER_NORMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a part of the model does for one image, and holds. Parts add up."""
+    """Operations of a part of the model for one image, and its parameters. Parts add up."""
 
     products: int = 0
     """Multiply-adds of convolutions, linear layers and products of matrices."""

@@ -35,7 +35,7 @@ def read_coco(annotations_uri: str | Path, *, classes: Classes | None = None) ->
             `coco_91_classes()` for the authors' models); without it labels count the file's categories by rising id.
 
     Returns:
-        The index. Boxes that are not four finite numbers, have no width or height, or lie outside of their image
+        The index. Boxes that are not four finite numbers, have no width or height, or are outside of their image
         are in `dropped`; others are clipped to the image.
 
     Raises:
@@ -166,7 +166,7 @@ def _clipped(raw: object, image: _Rows) -> tuple[float, float, float, float] | s
         return "has no area: width and height must be above 0"
     x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, float(image.width)), min(y + h, float(image.height))
     if x1 <= x0 or y1 <= y0:
-        return f"lies outside of the image of {image.width}x{image.height}"
+        return f"is outside of the image of {image.width}x{image.height}"
     return x0, y0, x1, y1
 
 

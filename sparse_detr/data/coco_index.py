@@ -93,7 +93,7 @@ class CocoIndex:
 
 
 def verify_images(index: CocoIndex, images_uri: str | Path) -> None:
-    """Check that every image of the index lies in the folder.
+    """Check that every image of the index is in the folder.
 
     Raises:
         AnnotationError: some are missing; the message names the first and the number of all.

@@ -26,7 +26,7 @@ _TRIALS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapesConfig:
-    """What the pictures of the shapes data set look like."""
+    """Look of the pictures of the shapes data set."""
 
     images: int = 2000
     """How many pictures `generate_shapes` makes."""
@@ -92,7 +92,7 @@ class ShapeObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitUris:
-    """Where one split of a data set lies."""
+    """Annotations and images of one split of a data set."""
 
     annotations: str
     images: str

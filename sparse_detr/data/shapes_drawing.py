@@ -1,4 +1,4 @@
-"""How the pictures of the *shapes* data set are drawn: outlines, textures, occlusion, anti-aliasing.
+"""Drawing of the *shapes* data set: outlines, textures, occlusion, anti-aliasing.
 
 A picture is composed on an owner map of four times the resolution, which says for every small pixel which
 object lies on top. The share of small pixels that an object owns is its opacity in the picture, and the extent
@@ -20,7 +20,7 @@ SHAPE_NAMES = ("circle", "ring", "square", "star", "triangle")
 """What `outline` can draw; a circle may be a little elliptic, a square a little oblong."""
 
 _CONTRAST = 80.0
-"""Least distance in RGB (of at most 441) of an object's colour from what lies behind it."""
+"""Least distance in RGB (of at most 441) of an object's colour from what is behind it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,7 +33,7 @@ class Stamp:
     left: int
     """Whole pixels of the picture; height and width of the mask are whole pixels too."""
     full_area: int
-    """Small pixels of the whole object, with what lies outside of the picture."""
+    """Small pixels of the whole object, with what is outside of the picture."""
 
     @property
     def region(self) -> tuple[slice, slice]:

@@ -30,7 +30,7 @@ Region = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """How training images vary; the defaults are the authors' for COCO."""
+    """Augmentation of training images; the defaults are the authors' for COCO."""
 
     short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     """The short side becomes one of these, pixels."""
@@ -68,7 +68,7 @@ class AugmentConfig:
 
 @runtime_checkable
 class Transform(Protocol):
-    """What a data set does with a decoded image."""
+    """A function from a decoded image to a normalised tensor with its targets."""
 
     def __call__(
         self,
@@ -132,7 +132,7 @@ class TrainTransform:
         return normalise(pixels, scale=scale), targets
 
     def _crop(self, height: int, width: int, rng: np.random.Generator) -> tuple[Region, tuple[int, int]]:
-        """Where to cut from the original, and the size of the crop in pixels after the first resize."""
+        """Region to cut from the original, and the size of the crop in pixels after the first resize."""
         config = self.config
         full = (height, width)
         if config.crop_resize:

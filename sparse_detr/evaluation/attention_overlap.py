@@ -1,4 +1,4 @@
-"""How well the kept tokens are chosen: the share of the decoder's attention that falls on them (the paper's Corr)."""
+"""Quality of the kept tokens: the share of the decoder's attention that falls on them (the paper's Corr)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparse_detr.records import Output
 
 @torch.no_grad()
 def attention_overlap(output: Output) -> Float[Tensor, "B sets"] | None:
-    """Share of each image's decoder attention map that lies on the tokens which the encoder updated.
+    """Share of each image's decoder attention map that falls on the tokens which the encoder updated.
 
     Column 0 is over all levels, column 1 + l over level l; NaN where a level got no attention. Unlike the authors'
     figure in training, an image's rows past its own number do not count: they are never updated.

@@ -29,6 +29,7 @@ def postprocess(output: Output, original_sizes: Sequence[tuple[int, int]], limit
     if limit < 1:
         raise ValueError(f"limit: {limit}; give at least 1")
     classes = output.logits.shape[2]
+    # float32: in bfloat16 scores above 0.5 come in steps of 1/256, and ties would decide the order.
     best = output.logits.float().sigmoid().flatten(1)
     scores, pairs = best.topk(min(limit, best.shape[1]), dim=1)
     boxes = cxcywh_to_xyxy(output.boxes.float())

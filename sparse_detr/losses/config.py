@@ -1,4 +1,4 @@
-"""What the losses weigh, in numbers; the defaults are the paper's."""
+"""Weights of the losses; the defaults are the paper's."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from sparse_detr.records import Output, Predictions, Shapes, Targets, TokenSelec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossReport:
-    """What the criterion found. Only `total` carries the graph."""
+    """Losses and metrics of one batch. Only `total` carries the graph."""
 
     total: Tensor
     """Weighted sum of all terms: call `backward` on it."""

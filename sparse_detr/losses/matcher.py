@@ -1,6 +1,6 @@
 """Hungarian matching of predictions and objects (DETR, Carion et al., 2020, section 3.1).
 
-All sets of predictions (decoder layers, proposals, encoder layers) lie side by side on one axis, so that the
+All sets of predictions (decoder layers, proposals, encoder layers) are side by side on one axis, so that the
 costs of all of them are computed at once and reach the host in one transfer.
 """
 

@@ -1,4 +1,4 @@
-"""What the scoring network is trained to: the tokens that the decoder looks at most (paper section 3.2)."""
+"""Loss of the scoring network: its label are the tokens that the decoder looks at most (paper section 3.2)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def dam_target(
 
     Tokens of padding rank below all others. `keep` is K, the largest of the counts (known without asking the device).
     """
+    # Below the least of all, so that padding is chosen only where an image has fewer tokens than K.
     ranked = dam.where(~padding, dam.min() - 1)
     best = ranked.topk(keep, dim=1).indices
     chosen = torch.arange(keep, device=dam.device) < counts[:, None]

@@ -10,7 +10,7 @@ from sparse_detr.records import Classes, ImageSize
 
 
 class Detector(nn.Module):
-    """What travels with a model beside its tensors. `sparse_detr.detector.SparseDetr` is the one that computes.
+    """Configuration, classes and image size of a model. `sparse_detr.detector.SparseDetr` is the one that computes.
 
     Readers of files are handed that class and build it, so that it can call them and they need not import it.
     """

@@ -38,7 +38,7 @@ def build_feature_projection(config: ModelConfig, backbone: Backbone) -> Feature
 
 
 def build_scoring_network(config: ModelConfig) -> ScoringNetwork | ObjectnessHead | None:
-    """What tells how salient tokens are; None for the dense encoder."""
+    """Token criterion of the configuration; None for the dense encoder."""
     if not config.sparse:
         return None
     if config.token_criterion == "objectness":
@@ -57,7 +57,7 @@ def build_encoder(config: ModelConfig) -> Encoder:
 
 
 def build_queries(config: ModelConfig) -> TopKQueries | LearnedQueries | ObjectQueries:
-    """Where the decoder's queries come from."""
+    """Source of the decoder's queries."""
     if config.attention == "full":
         return ObjectQueries(config.channels, config.queries)
     if config.query_source == "learned":

@@ -1,4 +1,4 @@
-"""What a model is made of, in numbers and names; combinations that cannot work are refused by name."""
+"""Configuration of a model; combinations that cannot work are refused by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BackboneConfig:
     """`swin_tiny` is the detection variant of Swin-T. `resnet_tiny` is a ResNet of basic blocks with widths 32, 64, 96
     and 128 for small images and CPUs; two 3x3 convolutions of stride 2 stand in place of the 7x7 one and pooling."""
     norm: Literal["frozen_batch_norm", "group_norm"] = "frozen_batch_norm"
-    """Of ResNets; Swin has layer norms. Frozen batch norm wants pretrained weights, group norm trains from nothing."""
+    """Of ResNets; Swin has layer norms. Frozen batch norm wants pretrained weights, group norm trains from scratch."""
     frozen_stages: int = 2
     """How many of the stem and the four stages keep their weights in training; 2 is the authors' choice."""
     drop_path: float = 0.0

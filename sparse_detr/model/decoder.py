@@ -55,7 +55,7 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderOutput(NamedTuple):
-    """What the decoder returns."""
+    """Predictions of the decoder layers, and their attention where it was asked for."""
 
     predictions: tuple[Predictions, ...]
     """Of the last layer; of all layers, in order, where auxiliary output is asked for."""

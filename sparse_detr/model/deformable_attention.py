@@ -15,7 +15,7 @@ from sparse_detr.records import FeaturePyramid
 
 
 class Attended(NamedTuple):
-    """What the module found, and where it looked."""
+    """Output of the module, and where it looked."""
 
     output: Float[Tensor, "B Q C"]
     locations: Float[Tensor, "B Q M L P 2"] | None

@@ -44,7 +44,7 @@ class EncoderLayer(nn.Module):
 
 
 class EncoderOutput(NamedTuple):
-    """What the encoder returns."""
+    """Memory of all tokens, and the predictions of the auxiliary heads where they were asked for."""
 
     memory: Float[Tensor, "B T C"]
     auxiliary: tuple[Predictions, ...]

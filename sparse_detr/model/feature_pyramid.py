@@ -14,6 +14,7 @@ from sparse_detr.model.position_encoding import encode_places
 from sparse_detr.records import FeaturePyramid
 
 _NORM_GROUPS = 32
+"""Group norm, since batches of 2 images an accelerator are too small for batch norm; 32 as the authors."""
 
 
 class FeatureProjection(nn.Module):

@@ -23,6 +23,7 @@ class BoxHead(nn.Module):
         self.first = nn.Linear(channels, channels)
         self.second = nn.Linear(channels, channels)
         self.last = nn.Linear(channels, 4)
+        # The first boxes are the references themselves, so that matching begins from places that were looked at.
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -43,6 +44,7 @@ class DetectionHead(nn.Module):
         super().__init__()
         self.classes = nn.Linear(channels, classes)
         self.boxes = BoxHead(channels)
+        # 300 queries have a handful of objects: at probability 0.5 the background's loss would drown all else at first.
         nn.init.constant_(self.classes.bias, -math.log((1 - _PRIOR) / _PRIOR))
 
     def first_class(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B N 1"]:

@@ -16,7 +16,9 @@ from sparse_detr.model.token_selection import gather_tokens
 from sparse_detr.records import FeaturePyramid, Predictions
 
 _BASE_SIZE = 0.05
+"""Side of a proposal on the finest level, relative to the image (Deformable DETR, appendix A.4)."""
 _BORDER = 0.01
+"""Nearer to 0 or 1 than this a box has no usable logit."""
 
 
 class ProposalGrid(NamedTuple):
@@ -29,7 +31,7 @@ class ProposalGrid(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """What the decoder starts from."""
+    """Start of the decoder: content, position and references of its queries."""
 
     content: Float[Tensor, "B Q C"]
     position: Float[Tensor, "B Q C"]
@@ -107,6 +109,7 @@ class TopKQueries(nn.Module):
             proposals = None
             tokens = self._best(head.first_class(embedded) if self.class_agnostic else head.classes(embedded))
             references = head.boxes(gather_tokens(embedded, tokens), gather_tokens(grid.logits, tokens))
+        # Boxes are refined from here on: their gradient ends at the proposal, which has a loss of its own.
         references = references.detach()
         position = self.position_norm(self.position(encode_boxes(references, memory.shape[2] // 2)))
         if self.content_from_memory:

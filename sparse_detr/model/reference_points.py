@@ -1,4 +1,4 @@
-"""Where queries look from: reference points of tokens, and references scaled to every level."""
+"""Reference points: places of tokens, from which queries look, and references scaled to every level."""
 
 from __future__ import annotations
 

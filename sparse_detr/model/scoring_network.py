@@ -1,4 +1,4 @@
-"""The scoring network: how salient every token is (Sparse DETR, section 3.2)."""
+"""The scoring network: saliency of every token (Sparse DETR, section 3.2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparse_detr.records import Predictions
 
 
 class TokenScores(NamedTuple):
-    """What a token criterion says of all tokens."""
+    """Saliency of all tokens by a token criterion, with its predictions where it makes any."""
 
     saliency: Float[Tensor, "B T"]
     """Logits; a padded token has the smallest one of its image, or of the batch."""
@@ -49,6 +49,8 @@ class ScoringNetwork(nn.Module):
         with_predictions: bool,
     ) -> TokenScores:
         """Score `tokens`; it predicts no boxes, so the last two arguments change nothing."""
+        # One half of the channels stays the token's own, the other becomes the mean over the image: without it a token
+        # could not know whether it stands out.
         local, context = self.embed(tokens).chunk(2, dim=-1)
         if self.mean_over_all:
             context = context.mean(1, keepdim=True)
@@ -56,6 +58,7 @@ class ScoringNetwork(nn.Module):
             image = (~padding)[..., None].to(context.dtype)
             context = (context * image).sum(1, keepdim=True) / image.sum(1, keepdim=True)
         logits: Tensor = self.score(torch.cat((local, context.expand_as(local)), dim=-1)).squeeze(-1)
+        # A padded token ranks last, and its term of the loss reaches the least salient token alone.
         lowest = logits.min() if self.mean_over_all else lowest_of_image(logits, padding)
         return TokenScores(torch.where(padding, lowest, logits), None)
 

@@ -1,4 +1,4 @@
-"""Which tokens the encoder updates: the top rho of each image, by saliency (Sparse DETR, section 3.1)."""
+"""Selection of the tokens that the encoder updates: the top rho of each image (Sparse DETR, section 3.1)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sparse_detr.records import TokenSelection
 
 def kept_counts(padding: Bool[Tensor, "B T"], keep_ratio: float) -> Int[Tensor, " B"]:
     """Tokens to update in each image: keep_ratio of those that are image (float32 product, cut off), plus 1."""
+    # float32 and cut off, as the authors count: in float64 90 * 0.7 is 62.99..., which is one token less.
     tokens = (~padding).sum(1).to(torch.float32)
     return (tokens * keep_ratio).long() + 1
 
@@ -22,6 +23,7 @@ def select_tokens(saliency: Float[Tensor, "B T"], padding: Bool[Tensor, "B T"], 
     the encoder's layers (and its auxiliary heads) but are never written into the memory.
     """
     counts = kept_counts(padding, keep_ratio).clamp(max=saliency.shape[1])
+    # One K for all images keeps the encoder free of loops; the largest count makes the device wait here, once a batch.
     kept = saliency.topk(int(counts.max()), dim=1).indices
     return TokenSelection(saliency=saliency, kept=kept, counts=counts)
 

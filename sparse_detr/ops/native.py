@@ -27,7 +27,7 @@ _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
-    """What was found when a library was looked for, once a process."""
+    """A compiled library as it was found, once a process."""
 
     loaded: bool
     """Its kernels can run."""
@@ -85,7 +85,7 @@ def native_cuda() -> Library:
 
 
 def cuda_mismatches(build: str, torch_cuda: str | None, devices: list[tuple[int, int]]) -> tuple[str, ...]:
-    """What in a build, such as `CUDA 13.0 for sm_75 sm_90 PTX_90`, does not fit this torch and these GPUs."""
+    """Parts of a build, such as `CUDA 13.0 for sm_75 sm_90 PTX_90`, that do not fit this torch and these GPUs."""
     version, architectures = build.split()[1], build.split()[3:]
     problems = []
     if torch_cuda is not None and version.split(".")[0] != torch_cuda.split(".")[0]:

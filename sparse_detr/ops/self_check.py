@@ -1,4 +1,4 @@
-"""The op against plain torch in float64, on tensors small enough for every start of a worker."""
+"""Self-test of the op against plain torch in float64, on tensors small enough for every start of a worker."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sparse_detr.ops import reference
 from sparse_detr.ops.deformable_attention import backend, deformable_attention, fused_deformable_attention
 
 _SHAPES = ((5, 7), (3, 2))
-
-
+_BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Of the self-test, above those of the tests: it looks for kernels that do not fit, not for the last digits."""
 _CASES = ((9, 2), (21, 2), (21, 4))
 """Queries, and numbers of a reference. The kernels for a CPU go another way where queries are few beside 41 tokens."""
 
@@ -63,10 +63,6 @@ def _difference(found: Tensor, exact: Tensor) -> float:
     return math.inf if math.isnan(largest) else largest
 
 
-_BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Of the self-test, above those of the tests: it looks for kernels that do not fit, not for the last digits."""
-
-
 def self_test(device: str = "cpu") -> float:
     """Run forward and backward of both forms on small tensors, in float32 and bfloat16, against plain torch in float64.
 
@@ -76,7 +72,6 @@ def self_test(device: str = "cpu") -> float:
     Raises:
         ConfigError: a difference above 1e-4 (bfloat16: 5e-2): the compiled op does not fit this torch or this machine.
     """
-
     found = {dtype: largest_difference(torch.device(device), dtype) for dtype in _BOUNDS}
     for dtype, difference in found.items():
         if not difference < _BOUNDS[dtype]:

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where a file is, and what it must be."""
+    """Address of a file, with the checksum that it must have."""
 
     uri: str | Path
     """Path or URI, without the checksum."""

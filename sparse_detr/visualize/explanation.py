@@ -26,7 +26,7 @@ _LEGEND = tuple(zip(AGREEMENT_COLOURS, ("kept and attended", "kept only", "atten
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenReport:
-    """What the model did with the tokens of one image that was alone in its batch."""
+    """Tokens of one image, alone in its batch, as the model treated them."""
 
     shapes: Shapes
     saliency: Float[Tensor, " T"] | None = None
@@ -38,7 +38,7 @@ class TokenReport:
     attended: Int[Tensor, " K"] | None = None
     """As many tokens as are kept: those with the most attention; None without one of the two."""
     shares: tuple[float, ...] | None = None
-    """Share of the attention that lies on kept tokens, over all levels and on each; NaN on a level without any."""
+    """Share of the attention that falls on kept tokens, over all levels and on each; NaN on a level without any."""
 
     @classmethod
     def of(cls, output: Output) -> TokenReport:
@@ -75,7 +75,7 @@ class TokenReport:
         return None
 
     def on_levels(self, chosen: Int[Tensor, " N"]) -> tuple[int, ...]:
-        """How many of the chosen tokens lie on each level."""
+        """Number of chosen tokens on each level."""
         ends = np.cumsum([h * w for h, w in self.shapes])
         level = np.searchsorted(ends, chosen.cpu().numpy(), side="right")
         return tuple(np.bincount(level, minlength=len(ends)).tolist())

@@ -1,4 +1,4 @@
-"""What all pictures share: their type, the colours of classes, the font."""
+"""Style of all pictures: their type, the colours of classes, the font."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def load_backbone(model: Detector, uri: str | Path) -> LoadReport:
 
 
 def _find(backbone: Backbone, sections: Sections, name: str, kind: str) -> _Found:
-    """Where most of the backbone's names stand; the stem must be among them."""
+    """Section of the file that holds most of the backbone's names; the stem must be among them."""
     own = backbone.state_dict().keys()
     places = [(len(own & place.tensors.keys()), place) for place in _candidates(sections, next(iter(own)))]
     if not places:
@@ -132,7 +132,7 @@ def _from_numbers(key: str) -> str:
 
 
 def _other_sections(sections: Sections, chosen: str) -> list[str]:
-    """What else the file holds, by the outermost name: an optimizer has a section for each parameter."""
+    """Other sections of the file, by the outermost name: an optimizer has one for each parameter."""
     top = chosen.partition("/")[0]
     others = (section for section in sections if section != chosen)
     return sorted(

@@ -92,7 +92,7 @@ def _read_json(folder: Location, name: str) -> Mapping[str, Any]:
 
 
 def _other_kind(folder: Location) -> str | None:
-    """What stands there instead of a model folder, whole or not; None where it is one."""
+    """Name of what is there instead of a model folder, whole or not; None where it is one."""
     if not folder.is_dir():
         return "a file" if folder.exists() else "absent"
     ours = any(folder.child(name).exists() for name in (MANIFEST, CONFIG, WEIGHTS))

@@ -55,7 +55,7 @@ def is_safetensors(content: bytes) -> bool:
 
 
 def read_pickle(content: bytes, source: str, remedy: str = "give a .pth or safetensors file of tensors") -> object:
-    """What `torch.save` wrote, tensors and plain containers, with the command line's Namespace if it is there.
+    """Content of a file of `torch.save`: tensors and plain containers, with the command line's Namespace if any.
 
     Args:
         content: the file.

@@ -1,4 +1,4 @@
-"""What every backbone is to the rest of the detector."""
+"""Face of every backbone to the rest of the detector."""
 
 from __future__ import annotations
 

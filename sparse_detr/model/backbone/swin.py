@@ -209,7 +209,7 @@ def pad_to_multiple(x: Float[Tensor, "B _ _ C"], size: int) -> Float[Tensor, "B 
 
 
 def shift_mask(height: int, width: int) -> Float[Tensor, "W S S"]:
-    """What shifted blocks add to the logits of each of W windows: 0, or -100 across the edges of the rolled map.
+    """Term that shifted blocks add to the logits of each of W windows: 0, or -100 across the edges of the rolled map.
 
     Args:
         height: of the map, in tokens, before it is padded to whole windows.

@@ -20,7 +20,7 @@ _BODY = "backbone.0.body."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hints:
-    """What no tensor of a checkpoint shows. None takes it from the arguments in the file, else from what is usual."""
+    """Settings that no tensor of a checkpoint shows. None takes the file's arguments, else what is usual."""
 
     heads: int | None = None
     """M: attention heads; usually 8."""
@@ -34,7 +34,7 @@ class Hints:
 
 
 class Inferred(NamedTuple):
-    """What a checkpoint says about its model."""
+    """Configuration that a checkpoint shows, and what had to be assumed."""
 
     config: ModelConfig
     assumed: tuple[str, ...]
@@ -72,7 +72,7 @@ def infer_config(
     keep_ratio: float | None = None,
     hints: Hints | None = None,
 ) -> Inferred:
-    """What the keys and shapes of an authors' checkpoint say about its model.
+    """Configuration of a model from the keys and shapes of an authors' checkpoint.
 
     Boxes are refined where there are two stages, whatever `--with_box_refine` says: in the authors' code it only
     gives every layer a head of its own.
@@ -237,7 +237,7 @@ def _any(state: Mapping[str, Tensor], *prefixes: str) -> bool:
 
 
 def _count(keys: Iterable[str], prefix: str) -> int:
-    """How many numbers follow `prefix`."""
+    """Count of the numbers that follow `prefix`."""
     return len({key[len(prefix) :].split(".", 1)[0] for key in keys if key.startswith(prefix)})
 
 

@@ -34,7 +34,7 @@ _PARALLEL = "module."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionReport:
-    """What became of the tensors of an authors' checkpoint, or of a model of ours on the way back."""
+    """Fate of the tensors of an authors' checkpoint, or of a model of ours on the way back."""
 
     config: ModelConfig
     """Of our model."""
@@ -99,7 +99,7 @@ def to_original(model: Detector, *, ignore_scoring_mean: bool = False) -> dict[s
 
 
 def original_report(model: Detector) -> ConversionReport:
-    """What `to_original` maps."""
+    """Report of what `to_original` maps."""
     config = model.config
     mapped = {original_name(key, config): key for key in model.state_dict()}
     copies = {alias: key for key in mapped for alias in aliases(key, config)}

@@ -95,5 +95,5 @@ def aliases(key: str, config: ModelConfig) -> tuple[str, ...]:
 
 
 def _sharing(config: ModelConfig) -> int:
-    """How many head numbers a shared head answers to: every decoder layer's, and the proposals'."""
+    """Count of the head numbers that a shared head answers to: every decoder layer's, and the proposals'."""
     return config.decoder_layers + (config.query_source == "top_k")
