@@ -26,7 +26,6 @@ from sparse_detr.cost.latency import machine_name
 from sparse_detr.errors import ConfigError
 from sparse_detr.ops.deformable_attention import backend
 from sparse_detr.ops.native import instruction_set, limit_instruction_set, native, native_cuda
-from sparse_detr.storage.location import locate
 
 
 def run_bench(config: OpBenchConfig, write: Say, progress: Say, workload: Workload | None = None) -> list[Timing]:
@@ -57,7 +56,10 @@ def run_bench(config: OpBenchConfig, write: Say, progress: Say, workload: Worklo
             rows.append(row)
     if config.json:
         content = {"machine": described, **record(bench, rows)}
-        locate(Path(config.json)).write_bytes(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+        # Not by sparse_detr.storage, which needs pyarrow: this runs where there is torch alone. Whole or not at all.
+        part = Path(f"{config.json}.part")
+        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        part.replace(config.json)
     return rows
 
 

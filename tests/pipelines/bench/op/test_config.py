@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,8 @@ def test_a_gpu_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str])
     assert "error: device: cuda, but torch" in capsys.readouterr().err
 
 
+ABSENT = {"tyro", "rich", "ray", "mlflow", "pyarrow", "boto3", "scipy", "pycocotools", "PIL", "matplotlib", "cattrs",
+          "safetensors", "transformers", "jinja2", "optuna", "sqlalchemy"}  # fmt: skip
 UNKNOWN = [
     (["--queries", "all"], "queries: 'all' is not known; choose of dense, sparse, decoder"),
     (["--types", "float64"], "types: 'float64' is not known; choose of float32, bfloat16, float16"),
@@ -62,6 +65,27 @@ def test_unknown_words_are_refused_with_those_that_are_known() -> None:
     done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines() == [f"error: {message}" for _, message in UNKNOWN]
+
+
+def test_it_runs_where_there_is_torch_alone(tmp_path: Path) -> None:
+    """No package of ours but jaxtyping and numpy beside torch: the rest cannot be imported here."""
+    code = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(ABSENT)!r}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from pipelines.bench.op.command import main
+sys.exit(main(["--repeats", "1", "--queries", "decoder", "--threads", "1", "--types", "float32",
+               "--json", {str(tmp_path / "op.json")!r}]))
+"""
+    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert "decoder" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["op.json"]
 
 
 def test_as_a_module_it_shows_a_mistake_without_a_traceback() -> None:
