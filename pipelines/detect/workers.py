@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -21,7 +21,6 @@ from pipelines.cluster.access import DriverAccess
 from pipelines.cluster.session import RaySession, available_cpus
 from pipelines.cluster.user_errors import pack, unpack
 from pipelines.detect.config import DetectionConfig
-from pipelines.detect.manifest import Manifest
 from pipelines.detect.measures import with_measures
 from pipelines.detect.predictor import Predictor
 from pipelines.detect.rows import results_table
@@ -96,8 +95,8 @@ def _cores(session: RaySession) -> float:
     return min(session.cpus, available_cpus()) if on_loopback else session.cpus
 
 
-def stream(manifest: Manifest, work: Work, session: RaySession) -> Rows:
-    """Run the workers over the manifest and yield what their sinks return, block by block, as they finish.
+def stream(blocks: Sequence[pa.Table], work: Work, pool: Pool) -> Rows:
+    """Run the workers over blocks of a manifest and yield what their sinks return, block by block, as they finish.
 
     Closing the iterator stops the workers.
 
@@ -107,10 +106,8 @@ def stream(manifest: Manifest, work: Work, session: RaySession) -> Rows:
     # Imported late: ray_session sets what Ray reads from the environment when it is imported.
     import ray.data
 
-    blocks = manifest.blocks(work.config.images_per_block)
-    pool = plan_pool(work.config, session, len(blocks))
     # Each table is one block and stays one: no read task cuts or joins them.
-    found = ray.data.from_arrow(blocks).map_batches(
+    found = ray.data.from_arrow(list(blocks)).map_batches(
         Worker,
         fn_constructor_kwargs={"work": work, "access": DriverAccess(os.environ), "gpu": bool(pool.gpus)},
         batch_size=None,

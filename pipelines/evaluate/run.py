@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipelines.cluster.session import ray_session
 from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import Manifest
-from pipelines.detect.workers import Progress, Work, stream
+from pipelines.detect.workers import Progress, Work, plan_pool, stream
 from pipelines.evaluate.categories import match_categories
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.keep_ratios import RatioResult, RatioTally, ratio_plot
@@ -150,13 +150,16 @@ def _detect(config: EvaluateConfig, index: CocoIndex, on_progress: Progress | No
         overlap=config.attention_overlap,
     )
     done = 0
-    with ray_session() as session, closing(stream(manifest, work, session)) as blocks:
-        for rows in blocks:
-            _require_sound(rows)
-            done += rows.num_rows // len(config.ratios)
-            if on_progress is not None:
-                on_progress(done, len(manifest))
-            yield rows
+    blocks = manifest.blocks(config.images_per_block)
+    with ray_session() as session:
+        pool = plan_pool(config, session, len(blocks))
+        with closing(stream(blocks, work, pool)) as tables:
+            for rows in tables:
+                _require_sound(rows)
+                done += rows.num_rows // len(config.ratios)
+                if on_progress is not None:
+                    on_progress(done, len(manifest))
+                yield rows
     assert done == len(manifest), f"{done} rows for {len(manifest)} images"
 
 

@@ -92,7 +92,8 @@ def predict(config: PredictConfig, *, on_progress: Progress | None = None) -> Pr
     manifest = build_manifest(config.images, config.annotations)
     tally = _Tally()
     with ray_session() as session:
-        plan_pool(config, session, len(manifest))
+        blocks = manifest.blocks(config.images_per_block)
+        pool = plan_pool(config, session, len(blocks))
         claim_output(output, fingerprint, _facts(config, manifest), overwrite=config.overwrite)
         work = Work(
             config=config,
@@ -101,7 +102,7 @@ def predict(config: PredictConfig, *, on_progress: Progress | None = None) -> Pr
             fingerprint=fingerprint.digest,
             sink=ParquetSink(output=output.uri),
         )
-        _follow(stream(manifest, work, session), config, manifest, tally, on_progress)
+        _follow(stream(blocks, work, pool), config, manifest, tally, on_progress)
     if config.coco_results:
         write_coco_results(output)
     return _finish(output, fingerprint, tally, time.monotonic() - started)

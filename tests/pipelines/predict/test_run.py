@@ -15,7 +15,7 @@ import pytest
 from pipelines.cluster.session import ray_session
 from pipelines.detect.manifest import Manifest
 from pipelines.detect.rows import SCHEMA
-from pipelines.detect.workers import Work, stream
+from pipelines.detect.workers import Work, plan_pool, stream
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.parquet import ParquetSink, read_detections
 from pipelines.predict.run import predict
@@ -180,8 +180,9 @@ def test_what_a_worker_finds_wrong_reaches_the_user_in_its_own_words(
     """An output that it cannot write, and a model that is on another machine's disk alone."""
     config = replace(finished, model=other_model or finished.model)
     work = Work(config=config, score_threshold=0.0, root=config.images, fingerprint="f", sink=ParquetSink(output=sink))
+    blocks = Manifest.of(config.images, ["00.jpg"]).blocks(1)
     with ray_session() as session, pytest.raises(kind, match="no-such-place") as caught:
-        list(stream(Manifest.of(config.images, ["00.jpg"]), work, session))
+        list(stream(blocks, work, plan_pool(config, session, len(blocks))))
     assert type(caught.value) is kind
     assert "Traceback" not in str(caught.value)
 
@@ -192,9 +193,9 @@ def test_a_block_that_cannot_be_written_stops_the_run(finished: PredictConfig, t
     config = replace(finished, images_per_block=2, workers=1)
     sink = ParquetSink(output=str(tmp_path))
     work = Work(config=config, score_threshold=0.0, root=config.images, fingerprint="f", sink=sink)
-    manifest = Manifest.of(config.images, ["00.jpg", "01.jpg", "02.jpg", "03.jpg"])
+    blocks = Manifest.of(config.images, ["00.jpg", "01.jpg", "02.jpg", "03.jpg"]).blocks(2)
     with ray_session() as session, pytest.raises(StorageError, match="part-0000000002"):
-        list(stream(manifest, work, session))
+        list(stream(blocks, work, plan_pool(config, session, len(blocks))))
     assert (tmp_path / "detections" / "part-0000000000-0000000001.parquet").is_file()
 
 
