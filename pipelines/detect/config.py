@@ -49,22 +49,12 @@ class DetectionConfig:
             require(value is None or value >= 1, f"{name}: {value}; give a whole number of at least 1")
         if self.short_side is not None and self.max_side is not None:
             self.image_size(None)
-        for ratio in self.ratios:
-            require(
-                ratio is None or 0.0 < ratio <= 1.0,
-                f"keep_ratio: {ratio}; give a number in (0, 1], or leave it out",
-            )
         require(self.workers is None or self.workers >= 1, f"workers: {self.workers}; give at least 1")
         require(
             math.isfinite(self.cpus_per_worker) and self.cpus_per_worker > 0,
             f"cpus_per_worker: {self.cpus_per_worker}; give a number above 0",
         )
         require(self.device in ("auto", "cpu", "gpu"), f"device: {self.device!r}; choose auto, cpu or gpu")
-
-    @property
-    def ratios(self) -> tuple[float | None, ...]:
-        """Keep ratios at which every image passes the model, one after the other; None is the model's own."""
-        return (None,)
 
     def image_size(self, own: ImageSize | None) -> ImageSize:
         """The size to use: what is given here, else the model's own, else the authors' for COCO.
@@ -73,3 +63,8 @@ class DetectionConfig:
             ConfigError: the longer side would be less than the shorter one.
         """
         return (own or COCO_IMAGE_SIZE).with_sides(self.short_side, self.max_side)
+
+
+def require_keep_ratio(ratio: float) -> None:
+    """Raise ConfigError unless the ratio is in (0, 1]."""
+    require(0.0 < ratio <= 1.0, f"keep_ratio: {ratio}; give a number in (0, 1], or leave it out")

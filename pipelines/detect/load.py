@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipelines.detect.config import DetectionConfig
 from pipelines.detect.predictor import Predictor
 from sparse_detr.detector import SparseDetr
@@ -9,8 +11,8 @@ from sparse_detr.errors import ConfigError
 from sparse_detr.storage.location import check_access, locate
 
 
-def load_checked(config: DetectionConfig) -> SparseDetr:
-    """Load the model here and run it once, so that what cannot work is said before workers start.
+def load_checked(config: DetectionConfig, keep_ratios: Sequence[float | None]) -> SparseDetr:
+    """Load the model here and run it once at each ratio, so that what cannot work is said before workers start.
 
     Raises:
         CheckpointError: the folder holds no model, or a damaged one.
@@ -25,7 +27,8 @@ def load_checked(config: DetectionConfig) -> SparseDetr:
             f"model: {location.uri} gives {model.config.num_classes} scores a box but names {len(model.classes)} "
             "classes; correct config.json"
         )
-    for ratio in config.ratios:
+    for ratio in keep_ratios:
         model.config.checked_keep_ratio(ratio)
-    Predictor(model, config).check()
+    for ratio in keep_ratios:
+        Predictor(model, config, keep_ratio=ratio).check()
     return model

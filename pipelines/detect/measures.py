@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from pipelines.detect.predictor import ImageResult
+from pipelines.detect.rows import results_table
+from sparse_detr.records import Classes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredResult(ImageResult):
+    """Detections of one image at one keep ratio, and the measures of the model's pass."""
+
+    keep_ratio: float | None
+    """The ratio of the pass; None is the model's own."""
+    seconds: float
+    """Time of the model's forward alone for the batch that the image was in, over the images of the batch."""
+    input_size: tuple[int, int]
+    """(height, width) in pixels of what the model saw."""
+    overlap: tuple[float, ...] = ()
+    """Share of the decoder's attention on kept tokens, see `attention_overlap`; empty if not asked for, or where there
+    is none."""
+
 
 MEASURES_SCHEMA = pa.schema(
     [
@@ -17,12 +36,20 @@ MEASURES_SCHEMA = pa.schema(
         pa.field("overlap", pa.list_(pa.float64())),
     ]
 )
-"""What `Measures` says of the image; all null where it failed."""
+"""The measures of a `MeasuredResult`; all null for an image that failed."""
 
 
-def with_measures(rows: pa.Table, results: Sequence[ImageResult]) -> pa.Table:
-    """The rows of these results, in the same order, with the columns of MEASURES_SCHEMA."""
-    found = [result.measures for result in results]
+def measured_table(
+    results: Sequence[ImageResult],
+    image_ids: Sequence[int | None],
+    *,
+    root: str,
+    classes: Classes | None,
+    fingerprint: str,
+) -> pa.Table:
+    """The rows of `results_table`, one an image and keep ratio, with the columns of MEASURES_SCHEMA."""
+    rows = results_table(results, image_ids, root=root, classes=classes, fingerprint=fingerprint)
+    found = [result if isinstance(result, MeasuredResult) else None for result in results]
     columns = (
         [None if m is None else m.keep_ratio for m in found],
         [None if m is None else m.seconds for m in found],

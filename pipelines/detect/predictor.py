@@ -6,7 +6,6 @@ disturbs no other.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,10 +21,9 @@ from sparse_detr.data.decode import decode_image
 from sparse_detr.data.transforms import EvalTransform
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ImageError, StorageError
-from sparse_detr.evaluation.attention_overlap import attention_overlap
 from sparse_detr.evaluation.postprocess import postprocess
 from sparse_detr.ops.self_check import self_test
-from sparse_detr.records import Detections, ImageBatch
+from sparse_detr.records import Detections, ImageBatch, Output
 from sparse_detr.storage.location import Location
 
 _OPEN_BATCHES = 4
@@ -44,23 +42,8 @@ class ImageFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measures:
-    """What was seen while the model ran on an image."""
-
-    keep_ratio: float | None
-    """The ratio that it ran at; None is the model's own."""
-    seconds: float
-    """Time of the model's forward alone for the batch that the image was in, over the images of the batch."""
-    input_size: tuple[int, int]
-    """(height, width) in pixels of what the model saw."""
-    overlap: tuple[float, ...] = ()
-    """Share of the decoder's attention on kept tokens, see `attention_overlap`; empty if not asked for, or where there
-    is none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageResult:
-    """What became of one image, at one keep ratio: detections, or a failure."""
+    """The outcome of one image: detections, or a failure."""
 
     index: int
     """Row of the image in the manifest."""
@@ -69,16 +52,18 @@ class ImageResult:
     """(height, width) in pixels; None where it could not be decoded."""
     detections: Detections | None = None
     failure: ImageFailure | None = None
-    measures: Measures | None = None
-    """None with a failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
+class ReadyImage:
+    """An image that is fetched, decoded and resized."""
+
     index: int
     key: str
     size: tuple[int, int]
+    """(height, width) in pixels before it was resized."""
     pixels: Tensor
+    """3 x height x width, normalized."""
 
 
 class Predictor:
@@ -89,25 +74,27 @@ class Predictor:
         model: SparseDetr,
         config: DetectionConfig,
         *,
+        keep_ratio: float | None = None,
         score_threshold: float = 0.0,
         device: torch.device | str = "cpu",
-        overlap: bool = False,
     ) -> None:
         """Take the model as it is loaded; it is moved to the device and into evaluation mode.
 
         Args:
-            overlap: also measure how much of the decoder's attention falls on kept tokens; every batch then passes
-                the model twice, as a pass that returns its attention tells nothing of its speed.
+            model: as it is loaded.
+            config: batch size, image size, threads, detections an image.
+            keep_ratio: at which every image passes the model; None is the model's own.
+            score_threshold: boxes below are left out.
+            device: `cpu` or `cuda`.
 
         Raises:
             ConfigError: one side is given, and does not go with the other one of the model's own size.
         """
-        self._model = model.to(device).eval()
+        self.model = model.to(device).eval()
+        self.device = torch.device(device)
         self._config = config
         self._threshold = score_threshold
-        self._device = torch.device(device)
-        self._overlap = overlap
-        self._turns = 0
+        self._keep_ratio = keep_ratio
         self._size = config.image_size(model.image_size)
         self._transform = EvalTransform(size=self._size)
         self._threads = ThreadPoolExecutor(config.fetch_threads, thread_name_prefix="fetch")
@@ -119,10 +106,10 @@ class Predictor:
             ConfigError: the model cannot run at this keep ratio, or the compiled op fails its self-test.
             ImageError: it cannot run at this size, or gives numbers that are not finite.
         """
-        self_test(self._device.type)
+        self_test(self.device.type)
         side = min(self._size.short_side, 256)
-        blank = _Ready(index=0, key="self-check", size=(side, side), pixels=torch.zeros(3, side, side))
-        for result in self._run([blank]):
+        blank = ReadyImage(index=0, key="self-check", size=(side, side), pixels=torch.zeros(3, side, side))
+        for result in self._run_apart([blank]):
             if result.failure is not None:
                 raise ImageError(
                     f"model: {result.failure.message} on a blank image of {side} x {side}; check the model, or raise "
@@ -130,8 +117,7 @@ class Predictor:
                 )
 
     def detect(self, root: Location, indices: Sequence[int], keys: Sequence[str]) -> list[ImageResult]:
-        """One result for every image and keep ratio: images in the order given, the ratios of each together and in
-        their order; one alone for an image that failed.
+        """The results of the images, in the order given.
 
         Args:
             root: folder of the images.
@@ -139,7 +125,7 @@ class Predictor:
             keys: path of each image below the root.
         """
         found: list[ImageResult] = []
-        waiting: dict[tuple[int, ...], list[_Ready]] = {}
+        waiting: dict[tuple[int, ...], list[ReadyImage]] = {}
         for item in self._fetched(root, zip(indices, keys, strict=True)):
             if isinstance(item, ImageResult):
                 found.append(item)
@@ -147,23 +133,17 @@ class Predictor:
             shape = tuple(item.pixels.shape)
             waiting.setdefault(shape, []).append(item)
             if len(waiting[shape]) == self._config.batch_size:
-                found += self._run(waiting.pop(shape))
+                found += self._run_apart(waiting.pop(shape))
             elif sum(map(len, waiting.values())) >= _OPEN_BATCHES * self._config.batch_size:
-                found += self._run(waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
+                found += self._run_apart(waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
         for ready in waiting.values():
-            found += self._run(ready)
+            found += self._run_apart(ready)
         position = {index: place for place, index in enumerate(indices)}
-        turn = {ratio: place for place, ratio in enumerate(self._config.ratios)}
+        return sorted(found, key=lambda result: position[result.index])
 
-        def order(result: ImageResult) -> tuple[int, int]:
-            measures = result.measures
-            return position[result.index], 0 if measures is None else turn[measures.keep_ratio]
-
-        return sorted(found, key=order)
-
-    def _fetched(self, root: Location, items: Iterable[tuple[int, str]]) -> Iterator[_Ready | ImageResult]:
+    def _fetched(self, root: Location, items: Iterable[tuple[int, str]]) -> Iterator[ReadyImage | ImageResult]:
         """The images in order; a few are fetched ahead of the one that is asked for."""
-        ahead: deque[Future[_Ready | ImageResult]] = deque()
+        ahead: deque[Future[ReadyImage | ImageResult]] = deque()
         for index, key in items:
             ahead.append(self._threads.submit(self._load, root, index, key))
             if len(ahead) > self._config.fetch_threads + self._config.batch_size:
@@ -171,14 +151,14 @@ class Predictor:
         while ahead:
             yield ahead.popleft().result()
 
-    def _load(self, root: Location, index: int, key: str) -> _Ready | ImageResult:
+    def _load(self, root: Location, index: int, key: str) -> ReadyImage | ImageResult:
         stage, size = "fetch", None
         try:
             data = root.child(key).read_bytes()
             stage = "decode"
             image = decode_image(data, name=key)
             stage, size = "resize", (image.shape[0], image.shape[1])
-            return _Ready(index=index, key=key, size=size, pixels=self._resized(image))
+            return ReadyImage(index=index, key=key, size=size, pixels=self._resized(image))
         except (StorageError, ImageError, RuntimeError, MemoryError) as error:
             return ImageResult(index=index, key=key, size=size, failure=_failure(stage, error))
 
@@ -186,58 +166,63 @@ class Predictor:
         pixels, _ = self._transform(image, np.zeros((0, 4)), np.zeros(0, np.int64))
         return pixels
 
-    def _run(self, images: Sequence[_Ready]) -> list[ImageResult]:
-        """Detections of images of one shape. No padding, so none depends on its neighbours (but for rounding)."""
+    def _run_apart(self, images: Sequence[ReadyImage]) -> list[ImageResult]:
+        """Results of images of one shape, one by one where they fail together.
+
+        There is no padding, so none depends on its neighbours (but for rounding).
+        """
         try:
-            return self._forward(images)
+            return self.run(images)
         except (RuntimeError, ImageError) as error:
             if len(images) > 1:  # one of them, or their number, is too much: find out which
-                return [result for image in images for result in self._run([image])]
+                return [result for image in images for result in self._run_apart([image])]
             failed = images[0]
             return [ImageResult(index=failed.index, key=failed.key, size=failed.size, failure=_failure("model", error))]
 
     @torch.inference_mode()
-    def _forward(self, images: Sequence[_Ready]) -> list[ImageResult]:
-        batch = ImageBatch.from_list([image.pixels for image in images]).to(self._device)
-        return [result for ratio in self._in_turn() for result in self._at_ratio(images, batch, ratio)]
+    def run(self, images: Sequence[ReadyImage]) -> list[ImageResult]:
+        """Detections of images of one shape; the part that a predictor with instruments of its own replaces.
 
-    def _in_turn(self) -> Sequence[float | None]:
-        """The ratios, each batch another one first: what warms up or is cached favours none."""
-        ratios = self._config.ratios
-        first = self._turns % len(ratios)
-        self._turns += 1
-        return (*ratios[first:], *ratios[:first])
+        Raises:
+            ImageError, RuntimeError: the model cannot run on them; each is then tried alone.
+        """
+        output = self.model(self.batch(images), keep_ratio=self._keep_ratio)
+        return self.results(images, output)
 
-    def _at_ratio(self, images: Sequence[_Ready], batch: ImageBatch, ratio: float | None) -> list[ImageResult]:
-        started = self._now()
-        output = self._model(batch, keep_ratio=ratio)
-        seconds = (self._now() - started) / len(images)
+    def batch(self, images: Sequence[ReadyImage]) -> ImageBatch:
+        """The images as the model takes them, on its device."""
+        return ImageBatch.from_list([image.pixels for image in images]).to(self.device)
+
+    def results(self, images: Sequence[ReadyImage], output: Output) -> list[ImageResult]:
+        """One result an image, in their order.
+
+        Raises:
+            ImageError: the output is not finite.
+        """
         if not bool(torch.isfinite(output.logits).all() and torch.isfinite(output.boxes).all()):
             raise ImageError(f"{images[0].key}: the model's output is not finite; check its weights")
         found = postprocess(output, [image.size for image in images], limit=self._config.max_detections)
-        overlaps = self._overlaps(batch, ratio)
-        height, width = batch.pixels.shape[2:]
         return [
             ImageResult(
-                index=image.index,
-                key=image.key,
-                size=image.size,
-                detections=_above(detections, self._threshold),
-                measures=Measures(keep_ratio=ratio, seconds=seconds, input_size=(height, width), overlap=overlap),
+                index=image.index, key=image.key, size=image.size, detections=_above(detections, self._threshold)
             )
-            for image, detections, overlap in zip(images, found, overlaps, strict=True)
+            for image, detections in zip(images, found, strict=True)
         ]
 
-    def _overlaps(self, batch: ImageBatch, ratio: float | None) -> list[tuple[float, ...]]:
-        shares = None
-        if self._overlap:
-            shares = attention_overlap(self._model(batch, keep_ratio=ratio, with_auxiliary=True))
-        return [()] * len(batch) if shares is None else [tuple(row) for row in shares.tolist()]
 
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictorFactory:
+    """Makes the predictor of a worker; small enough to send."""
+
+    config: DetectionConfig
+    keep_ratio: float | None = None
+    score_threshold: float = 0.0
+
+    def __call__(self, model: SparseDetr, device: str) -> Predictor:
+        """The predictor of this model on this device."""
+        return Predictor(
+            model, self.config, keep_ratio=self.keep_ratio, score_threshold=self.score_threshold, device=device
+        )
 
 
 def _above(detections: Detections, threshold: float) -> Detections:

@@ -21,7 +21,6 @@ from pipelines.cluster.access import DriverAccess
 from pipelines.cluster.session import RaySession, available_cpus
 from pipelines.cluster.user_errors import pack, unpack
 from pipelines.detect.config import DetectionConfig
-from pipelines.detect.measures import with_measures
 from pipelines.detect.predictor import Predictor
 from pipelines.detect.rows import results_table
 from sparse_detr.detector import SparseDetr
@@ -45,20 +44,26 @@ class Sink(Protocol):
         """Take the rows of a block whose first row has this number in the manifest."""
 
 
+class MakePredictor(Protocol):
+    """A picklable way to make a predictor."""
+
+    def __call__(self, model: SparseDetr, device: str) -> Predictor:
+        """The predictor of this model on this device."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """All that a worker has to know."""
 
     config: DetectionConfig
-    score_threshold: float
+    predictor: MakePredictor
+    """How the worker gets its predictor once it has the model: a `PredictorFactory`, or one with instruments."""
     root: str
     """Folder of the images."""
     fingerprint: str
     sink: Sink
-    measure: bool = False
-    """Rows also hold what `with_measures` says, one row an image and keep ratio."""
-    overlap: bool = False
-    """Also measure how much of the decoder's attention falls on kept tokens."""
+    table: Callable[..., pa.Table] = results_table
+    """Makes rows of a block's results; takes what `results_table` does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +166,10 @@ class Worker:
             self._user_error = _user_error_table(error)
 
     def _prepare(self, device: str) -> None:
-        config = self._work.config
         self._root = locate(self._work.root)
-        model = SparseDetr.from_pretrained(config.model)
+        model = SparseDetr.from_pretrained(self._work.config.model)
         self._classes = model.classes
-        threshold, overlap = self._work.score_threshold, self._work.overlap
-        self._predictor = Predictor(model, config, score_threshold=threshold, device=device, overlap=overlap)
+        self._predictor = self._work.predictor(model, device)
         self._predictor.check()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -177,14 +180,14 @@ class Worker:
         try:
             results = self._predictor.detect(self._root, indices, block.column("key").to_pylist())
             image_ids = dict(zip(indices, block.column("image_id").to_pylist(), strict=True))
-            rows = results_table(
+            rows = self._work.table(
                 results,
                 [image_ids[result.index] for result in results],
                 root=self._work.root,
                 classes=self._classes,
                 fingerprint=self._work.fingerprint,
             )
-            return self._work.sink(indices[0], with_measures(rows, results) if self._work.measure else rows)
+            return self._work.sink(indices[0], rows)
         except SparseDetrError as error:
             return _user_error_table(error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.detect.config import DetectionConfig
+from pipelines.detect.config import DetectionConfig, require_keep_ratio
 from sparse_detr.errors import require
 
 
@@ -32,6 +32,8 @@ class EvaluateConfig(DetectionConfig):
         DetectionConfig.__post_init__(self)
         require(self.keep_ratio != (), "keep_ratio: no number; give one or more in (0, 1], or leave it out")
         ratios = self.keep_ratio or ()
+        for ratio in ratios:
+            require_keep_ratio(ratio)
         require(
             len({f"{ratio:g}" for ratio in ratios}) == len(ratios),
             f"keep_ratio: {ratios} has a ratio twice, in the six digits that name its file; give each once",
@@ -44,8 +46,3 @@ class EvaluateConfig(DetectionConfig):
             self.plot is None or len(ratios) > 1,
             f"plot: {self.plot} with {len(ratios)} keep ratios; give keep_ratio two or more",
         )
-
-    @property
-    def ratios(self) -> tuple[float | None, ...]:
-        """All ratios; the model's own where none is given."""
-        return self.keep_ratio or (None,)

@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 from pipelines.cluster.session import ray_session
 from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import Manifest
+from pipelines.detect.measures import measured_table
 from pipelines.detect.workers import Progress, Work, plan_pool, stream
 from pipelines.evaluate.categories import match_categories
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.keep_ratios import RatioResult, RatioTally, ratio_plot
+from pipelines.evaluate.measured_predictor import MeasuredPredictorFactory
 from sparse_detr.data.coco import read_coco
 from sparse_detr.data.coco_index import CocoIndex, DroppedBox, verify_images
 from sparse_detr.errors import ImageError
@@ -77,7 +79,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> 
         check_access(location)
     index = read_coco(annotations.uri)
     verify_images(index, root.uri)
-    model = load_checked(config)
+    model = load_checked(config, config.keep_ratio or (None,))
     category_of = match_categories(model.classes, model.config.num_classes, index.classes)
     model_config = model.config
     del model  # the workers have their own
@@ -140,14 +142,14 @@ class ReturnRows:
 def _detect(config: EvaluateConfig, index: CocoIndex, on_progress: Progress | None) -> Iterator[pa.Table]:
     images = sorted(index.images, key=lambda image: (image.file_name, image.id))
     manifest = Manifest.of(locate(config.images).uri, [i.file_name for i in images], [i.id for i in images])
+    ratios = config.keep_ratio or (None,)
     work = Work(
         config=config,
-        score_threshold=0.0,
+        predictor=MeasuredPredictorFactory(config=config, keep_ratios=ratios, overlap=config.attention_overlap),
         root=manifest.root,
         fingerprint="",
         sink=ReturnRows(),
-        measure=True,
-        overlap=config.attention_overlap,
+        table=measured_table,
     )
     done = 0
     blocks = manifest.blocks(config.images_per_block)
@@ -156,7 +158,7 @@ def _detect(config: EvaluateConfig, index: CocoIndex, on_progress: Progress | No
         with closing(stream(blocks, work, pool)) as tables:
             for rows in tables:
                 _require_sound(rows)
-                done += rows.num_rows // len(config.ratios)
+                done += rows.num_rows // len(ratios)
                 if on_progress is not None:
                     on_progress(done, len(manifest))
                 yield rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.detect.config import DetectionConfig
+from pipelines.detect.config import DetectionConfig, require_keep_ratio
 from sparse_detr.errors import require
 
 
@@ -30,6 +30,8 @@ class PredictConfig(DetectionConfig):
 
     def __post_init__(self) -> None:
         DetectionConfig.__post_init__(self)
+        if self.keep_ratio is not None:
+            require_keep_ratio(self.keep_ratio)
         require(bool(self.output), "output: it is empty; give a folder or an s3:// URI")
         require(0.0 <= self.score_threshold <= 1.0, f"score_threshold: {self.score_threshold}; give 0 to 1")
         require(0.0 <= self.max_error_share <= 1.0, f"max_error_share: {self.max_error_share}; give a share, 0 to 1")
@@ -38,8 +40,3 @@ class PredictConfig(DetectionConfig):
             not self.coco_results or self.annotations is not None,
             "coco_results: True without annotations; image ids come from there, so name a COCO JSON",
         )
-
-    @property
-    def ratios(self) -> tuple[float | None, ...]:
-        """The one ratio."""
-        return (self.keep_ratio,)

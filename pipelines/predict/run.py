@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipelines.cluster.session import ray_session
 from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import Manifest, build_manifest
+from pipelines.detect.predictor import PredictorFactory
 from pipelines.detect.workers import Progress, Rows, Work, plan_pool, stream
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.fingerprint import Fingerprint, model_sha256
@@ -87,7 +88,7 @@ def predict(config: PredictConfig, *, on_progress: Progress | None = None) -> Pr
     started = time.monotonic()
     output = locate(config.output)
     check_access(output, writable=True)
-    fingerprint = _fingerprint(config, load_checked(config))
+    fingerprint = _fingerprint(config, load_checked(config, [config.keep_ratio]))
     check_output(output, fingerprint, overwrite=config.overwrite)
     manifest = build_manifest(config.images, config.annotations)
     tally = _Tally()
@@ -97,7 +98,9 @@ def predict(config: PredictConfig, *, on_progress: Progress | None = None) -> Pr
         claim_output(output, fingerprint, _facts(config, manifest), overwrite=config.overwrite)
         work = Work(
             config=config,
-            score_threshold=config.score_threshold,
+            predictor=PredictorFactory(
+                config=config, keep_ratio=config.keep_ratio, score_threshold=config.score_threshold
+            ),
             root=manifest.root,
             fingerprint=fingerprint.digest,
             sink=ParquetSink(output=output.uri),

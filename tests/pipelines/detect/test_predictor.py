@@ -9,7 +9,6 @@ import torch
 
 from pipelines.detect.config import DetectionConfig
 from pipelines.detect.predictor import ImageResult, Predictor
-from pipelines.evaluate.config import EvaluateConfig
 from pipelines.predict.config import PredictConfig
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError, ImageError
@@ -34,7 +33,8 @@ def _config(**changes: object) -> PredictConfig:
 
 
 def _detect(model: SparseDetr, folder: Path, keys: list[str], **changes: object) -> list[ImageResult]:
-    return Predictor(model, _config(**changes)).detect(locate(folder), range(len(keys)), keys)
+    config = _config(**changes)
+    return Predictor(model, config, keep_ratio=config.keep_ratio).detect(locate(folder), range(len(keys)), keys)
 
 
 def _assert_same(one: ImageResult, other: ImageResult) -> None:
@@ -183,7 +183,7 @@ def test_check_passes_a_sound_model_and_names_a_ratio_that_it_cannot_serve(model
     Predictor(model, _config()).check()
     dense = SparseDetr(replace(model.config, keep_ratio=1.0))
     with pytest.raises(ConfigError, match="keep_ratio"):
-        Predictor(dense, _config(keep_ratio=0.5)).check()
+        Predictor(dense, _config(), keep_ratio=0.5).check()
 
 
 def test_a_tiny_model_sees_its_own_size_by_default(model: SparseDetr, collection: Path) -> None:
@@ -192,29 +192,3 @@ def test_a_tiny_model_sees_its_own_size_by_default(model: SparseDetr, collection
     spy.image_size = ImageSize(short_side=128, max_side=128)
     Predictor(spy, DetectionConfig(model="m", images="i")).detect(locate(collection), [0], ["04.jpg"])  # type: ignore[arg-type]
     assert [batch.pixels.shape[2:] for batch in spy.batches] == [(85, 127)]
-
-
-def test_every_ratio_of_several_gives_what_it_gives_alone(model: SparseDetr, collection: Path) -> None:
-    keys, ratios = ["00.jpg", "text.jpg", "01.jpg", "02.jpg"], (0.5, 0.1, 1.0)
-    config = EvaluateConfig(model="m", images="i", annotations="a", keep_ratio=ratios, short_side=64, max_side=96)
-    together = Predictor(model, config, overlap=True).detect(locate(collection), range(4), keys)
-    expected_keys = ["00.jpg"] * 3 + ["text.jpg"] + ["01.jpg"] * 3 + ["02.jpg"] * 3
-    assert [result.key for result in together] == expected_keys
-    sound = [result for result in together if result.failure is None]
-    assert [result.measures.keep_ratio for result in sound if result.measures] == list(ratios) * 3
-    for place, ratio in enumerate(ratios):
-        alone = [r for r in _detect(model, collection, keys, keep_ratio=ratio) if r.failure is None]
-        for one, other in zip(sound[place::3], alone, strict=True):
-            _assert_same(one, other)
-            assert one.measures is not None
-            assert one.measures.seconds > 0
-            assert max(one.measures.input_size) <= 96
-            # Corr: all levels and each of the four; a dense encoder has none.
-            assert len(one.measures.overlap) == (0 if ratio == 1.0 else 5)
-
-
-def test_ratios_take_turns(model: SparseDetr, collection: Path) -> None:
-    spy = Spy(model)
-    config = EvaluateConfig(model="m", images="i", annotations="a", keep_ratio=(0.1, 0.5), short_side=64, batch_size=1)
-    Predictor(spy, config).detect(locate(collection), range(3), ["00.jpg", "01.jpg", "02.jpg"])  # type: ignore[arg-type]
-    assert spy.ratios == [0.1, 0.5, 0.5, 0.1, 0.1, 0.5]

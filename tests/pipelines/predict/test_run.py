@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.cluster.session import ray_session
 from pipelines.detect.manifest import Manifest
+from pipelines.detect.predictor import PredictorFactory
 from pipelines.detect.rows import SCHEMA
 from pipelines.detect.workers import Work, plan_pool, stream
 from pipelines.predict.config import PredictConfig
@@ -179,7 +180,13 @@ def test_what_a_worker_finds_wrong_reaches_the_user_in_its_own_words(
 ) -> None:
     """An output that it cannot write, and a model that is on another machine's disk alone."""
     config = replace(finished, model=other_model or finished.model)
-    work = Work(config=config, score_threshold=0.0, root=config.images, fingerprint="f", sink=ParquetSink(output=sink))
+    work = Work(
+        config=config,
+        predictor=PredictorFactory(config=config),
+        root=config.images,
+        fingerprint="f",
+        sink=ParquetSink(output=sink),
+    )
     blocks = Manifest.of(config.images, ["00.jpg"]).blocks(1)
     with ray_session() as session, pytest.raises(kind, match="no-such-place") as caught:
         list(stream(blocks, work, plan_pool(config, session, len(blocks))))
@@ -192,7 +199,9 @@ def test_a_block_that_cannot_be_written_stops_the_run(finished: PredictConfig, t
     (tmp_path / "detections" / "part-0000000002-0000000003.parquet" / "full").mkdir(parents=True)
     config = replace(finished, images_per_block=2, workers=1)
     sink = ParquetSink(output=str(tmp_path))
-    work = Work(config=config, score_threshold=0.0, root=config.images, fingerprint="f", sink=sink)
+    work = Work(
+        config=config, predictor=PredictorFactory(config=config), root=config.images, fingerprint="f", sink=sink
+    )
     blocks = Manifest.of(config.images, ["00.jpg", "01.jpg", "02.jpg", "03.jpg"]).blocks(2)
     with ray_session() as session, pytest.raises(StorageError, match="part-0000000002"):
         list(stream(blocks, work, plan_pool(config, session, len(blocks))))
