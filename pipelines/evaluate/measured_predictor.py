@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.detect.config import DetectionConfig
-from pipelines.detect.measures import MeasuredResult
 from pipelines.detect.predictor import ImageResult, Predictor, ReadyImage
+from pipelines.evaluate.measures import MeasuredResult
 from sparse_detr.detector import SparseDetr
 from sparse_detr.evaluation.attention_overlap import attention_overlap
 from sparse_detr.records import ImageBatch

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from pipelines.cluster.session import ray_session
 from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import Manifest
-from pipelines.detect.measures import measured_table
 from pipelines.detect.workers import Progress, Work, plan_pool, stream
 from pipelines.evaluate.categories import match_categories
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.keep_ratios import RatioResult, RatioTally, ratio_plot
 from pipelines.evaluate.measured_predictor import MeasuredPredictorFactory
+from pipelines.evaluate.measures import measured_table
 from sparse_detr.data.coco import read_coco
 from sparse_detr.data.coco_index import CocoIndex, DroppedBox, verify_images
 from sparse_detr.errors import ImageError

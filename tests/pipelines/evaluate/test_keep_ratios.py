@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipelines.detect.measures import MEASURES_SCHEMA
 from pipelines.detect.rows import SCHEMA
 from pipelines.evaluate.keep_ratios import RatioResult, RatioTally, ratio_plot, ratio_rows
+from pipelines.evaluate.measures import MEASURES_SCHEMA
 from sparse_detr.cost.model import model_cost
 from sparse_detr.evaluation.coco_ap import CocoMetrics
 from sparse_detr.model.config import ModelConfig

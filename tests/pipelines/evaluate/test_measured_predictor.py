@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from pipelines.detect.measures import MEASURES_SCHEMA, MeasuredResult, measured_table
 from pipelines.detect.predictor import ImageResult, Predictor
 from pipelines.detect.rows import SCHEMA
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.measured_predictor import MeasuredPredictor, MeasuredPredictorFactory
+from pipelines.evaluate.measures import MEASURES_SCHEMA, MeasuredResult, measured_table
 from sparse_detr.detector import SparseDetr
 from sparse_detr.records import ImageBatch, Output
 from sparse_detr.storage.location import locate
