@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.detect.predictor import ImageResult
+from sparse_detr.evaluation.coco_ap import coco_entry
 from sparse_detr.records import Classes, Detections
 
 DETECTION_TYPE = pa.struct(
@@ -67,21 +68,13 @@ def results_table(
     return pa.table(columns, schema=SCHEMA)
 
 
-def coco_results(table: pa.Table) -> list[dict[str, Any]]:
-    """Entries of a COCO results file: image_id, category_id, bbox (xywh, pixels), score."""
-    entries: list[dict[str, Any]] = []
-    for row in table.select(["image_id", "detections"]).to_pylist():
-        for found in row["detections"]:
-            x0, y0, x1, y1 = found["box"]
-            entries.append(
-                {
-                    "image_id": row["image_id"],
-                    "category_id": found["category_id"],
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "score": found["score"],
-                }
-            )
-    return entries
+def coco_entries(table: pa.Table) -> list[dict[str, Any]]:
+    """Entries of a COCO results file for the boxes of these rows, which already bear their category ids."""
+    return [
+        coco_entry(row["image_id"], found["category_id"], found["box"], found["score"])
+        for row in table.select(["image_id", "detections"]).to_pylist()
+        for found in row["detections"]
+    ]
 
 
 def _error_row(result: ImageResult) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from pipelines.detect.rows import coco_results
+from pipelines.detect.rows import coco_entries
 from pipelines.evaluate.categories import translate_results
 from sparse_detr.cost.model import model_cost
 from sparse_detr.evaluation.attention_overlap import OverlapMean
@@ -52,7 +52,7 @@ class RatioTally:
 
     def add(self, rows: pa.Table, category_of: dict[int, int]) -> None:
         """Take in rows with measures, all of this ratio."""
-        self.results += translate_results(coco_results(rows), category_of)
+        self.results += translate_results(coco_entries(rows), category_of)
         self._seconds += rows.column("seconds").to_pylist()
         heights, widths = rows.column("input_height").to_pylist(), rows.column("input_width").to_pylist()
         self._sizes.update(zip(heights, widths, strict=True))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.detect.rows import SCHEMA, coco_results
+from pipelines.detect.rows import SCHEMA, coco_entries
 from pipelines.predict.output import (
     COCO_RESULTS_FILE,
     DETECTIONS_FOLDER,
@@ -60,7 +60,7 @@ def read_detections(output: Location) -> Iterator[pa.Table]:
 def write_coco_results(output: Location) -> Location:
     """Gather the rows of a finished run into `coco_results.json`; returns where it lies."""
     target = output.child(COCO_RESULTS_FILE)
-    entries = [json.dumps(entry, allow_nan=False) for table in read_detections(output) for entry in coco_results(table)]
+    entries = [json.dumps(entry, allow_nan=False) for table in read_detections(output) for entry in coco_entries(table)]
     target.write_bytes(("[" + ",\n".join(entries) + "]\n").encode())
     return target
 

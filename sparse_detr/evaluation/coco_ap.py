@@ -63,16 +63,15 @@ def coco_results(image_id: int, detections: Detections, classes: Classes) -> lis
             f"detections.labels: {max(labels)}, but there are {len(classes)} classes; use the classes of the model"
         )
     return [
-        {
-            "image_id": image_id,
-            "category_id": classes.category_ids[label],
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "score": score,
-        }
-        for score, label, (x0, y0, x1, y1) in zip(
-            detections.scores.tolist(), labels, detections.boxes.tolist(), strict=True
-        )
+        coco_entry(image_id, classes.category_ids[label], box, score)
+        for score, label, box in zip(detections.scores.tolist(), labels, detections.boxes.tolist(), strict=True)
     ]
+
+
+def coco_entry(image_id: int, category_id: int, box: Sequence[float], score: float) -> dict[str, Any]:
+    """One entry of a COCO results file, of a box that is given as x0, y0, x1, y1 in pixels."""
+    x0, y0, x1, y1 = box
+    return {"image_id": image_id, "category_id": category_id, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
 
 
 def evaluate_coco(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> CocoMetrics:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines.detect.predictor import ImageFailure, ImageResult
-from pipelines.detect.rows import SCHEMA, coco_results, results_table
+from pipelines.detect.rows import SCHEMA, coco_entries, results_table
 from pipelines.predict.parquet import read_detections, write_block, write_coco_results
 from sparse_detr.errors import StorageError
 from sparse_detr.evaluation import coco_ap
@@ -85,7 +85,7 @@ def test_reading_names_what_is_wrong(tmp_path: Path) -> None:
 
 def test_coco_form_equals_that_of_the_evaluation(tmp_path: Path) -> None:
     expected = coco_ap.coco_results(11, FOUND, CLASSES)
-    assert coco_results(_table()) == expected
+    assert coco_entries(_table()) == expected
     write_block(locate(tmp_path), 0, _table())
     target = write_coco_results(locate(tmp_path))
     assert json.loads(target.read_bytes()) == expected
