@@ -39,7 +39,8 @@ class DetectionConfig:
     fetch_threads: int = 4
     """Images that a worker fetches and decodes at the same time, while the model runs."""
     images_per_block: int = 64
-    """Images of one unit of work, and of one Parquet file: what is redone when a worker dies."""
+    """Images of one unit of work, and of one Parquet file: what is redone when a worker dies. With 64, ten million
+    images make 156 250 files of at most 0.3 MB before compression (64 x 100 boxes of some 46 bytes)."""
 
     def __post_init__(self) -> None:
         for name in ("model", "images"):

@@ -27,7 +27,9 @@ from sparse_detr.records import Detections, ImageBatch, Output
 from sparse_detr.storage.location import Location
 
 _OPEN_BATCHES = 4
-"""So many batches of resized images may wait for neighbours of their shape before one runs unfilled."""
+"""So many batches of resized images may wait for neighbours of their shape before one runs unfilled. More would fill
+more batches of rare shapes, and each costs memory: 4 batches of 4 images of 800 x 1333 pixels hold 205 MB a worker
+(16 x 3 x 800 x 1333 x 4 bytes)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

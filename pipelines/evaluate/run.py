@@ -28,6 +28,7 @@ from sparse_detr.storage.location import Location, check_access, locate
 from sparse_detr.storage.output import checked_file
 
 _SHOWN = 5
+"""Broken images that a message names: more would not fit a screen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +171,6 @@ def _require_sound(rows: pa.Table) -> None:
     if broken:
         shown = "; ".join(f"{row['uri']}: {row['error']['message']}" for row in broken[:_SHOWN])
         raise ImageError(
-            f"images: {len(broken)} of a block of {rows.num_rows} cannot be used: {shown}; mend them, or take them out "
+            f"images: {len(broken)} of a block of {rows.num_rows} cannot be used: {shown}; fix them, or take them out "
             "of the annotations"
         )

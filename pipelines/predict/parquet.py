@@ -65,7 +65,8 @@ def write_coco_results(output: Location) -> Location:
     return target
 
 
-_SHOWN = 20
+SHOWN_ERRORS = 20
+"""So many broken images are named, by a block to the driver and by the run to its caller; Parquet has them all."""
 
 
 _SUMMARY = pa.schema([("images", pa.int64()), ("detections", pa.int64()), ("errors", pa.int64()), ("sample", pa.list_(
@@ -87,6 +88,6 @@ class ParquetSink:
             "images": rows.num_rows,
             "detections": pc.sum(pc.list_value_length(rows.column("detections"))).as_py() or 0,
             "errors": failed.num_rows,
-            "sample": [{"uri": row["uri"], **row["error"]} for row in failed.slice(0, _SHOWN).to_pylist()],
+            "sample": [{"uri": row["uri"], **row["error"]} for row in failed.slice(0, SHOWN_ERRORS).to_pylist()],
         }
         return pa.Table.from_pylist([summary], schema=_SUMMARY)

@@ -16,7 +16,7 @@ from pipelines.detect.workers import Progress, Rows, Work, plan_pool, stream
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.fingerprint import Fingerprint, model_sha256
 from pipelines.predict.output import SUCCESS_FILE, check_output, claim_output, write_json
-from pipelines.predict.parquet import _SHOWN, ParquetSink, write_coco_results
+from pipelines.predict.parquet import SHOWN_ERRORS, ParquetSink, write_coco_results
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ErrorBudgetError
 from sparse_detr.storage.location import Location, check_access, locate
@@ -66,7 +66,7 @@ class _Tally:
             self.images += row["images"]
             self.detections += row["detections"]
             self.errors += row["errors"]
-            self.sample += [ErrorRow(**error) for error in row["sample"][: _SHOWN - len(self.sample)]]
+            self.sample += [ErrorRow(**error) for error in row["sample"][: SHOWN_ERRORS - len(self.sample)]]
 
 
 def predict(config: PredictConfig, *, on_progress: Progress | None = None) -> PredictResult:
@@ -161,7 +161,7 @@ def _keep_budget(config: PredictConfig, tally: _Tally, total: int) -> None:
     first = "; ".join(f"{row.uri}: {row.message}" for row in tally.sample[:3])
     raise ErrorBudgetError(
         f"{limit} is exceeded: {tally.errors} of the first {tally.images} images failed ({total} in all); first: "
-        f"{first}; the rows so far are in {config.output}; mend the images, or raise the limit and give overwrite"
+        f"{first}; the rows so far are in {config.output}; fix the images, or raise the limit and give overwrite"
     )
 
 
