@@ -1,7 +1,7 @@
 """The list of images that a run will look at, fixed before it starts.
 
 The list is sorted and its rows are numbered, so the same collection gives the same blocks of work, the same
-batches and the same files, whichever store it lies in and however many workers share it.
+batches and the same files, whichever store holds it and however many workers share it.
 """
 
 from __future__ import annotations

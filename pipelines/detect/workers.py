@@ -38,7 +38,7 @@ _USER_ERROR = pa.schema([("kind", pa.string()), ("message", pa.string())])
 
 
 class Sink(Protocol):
-    """What a worker does with the rows of a block; what it returns goes to the driver."""
+    """Takes the rows of a block inside the worker; its return value goes to the driver."""
 
     def __call__(self, first: int, rows: pa.Table) -> pa.Table:
         """Take the rows of a block whose first row has this number in the manifest."""
@@ -57,7 +57,7 @@ class Work:
 
     config: DetectionConfig
     predictor: MakePredictor
-    """How the worker gets its predictor once it has the model: a `PredictorFactory`, or one with instruments."""
+    """Makes the predictor once the worker has the model: a `PredictorFactory`, or one with instruments."""
     root: str
     """Folder of the images."""
     fingerprint: str
@@ -68,7 +68,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """How many actors, and what Ray books for each."""
+    """Number of actors, and the resources that Ray books for each."""
 
     size: int
     cpus: float

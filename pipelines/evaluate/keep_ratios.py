@@ -1,4 +1,4 @@
-"""What an evaluation found at one keep ratio: precision, cost, time, and how well the kept tokens were chosen."""
+"""Results of an evaluation at each keep ratio: precision, cost, time, and how well the kept tokens were chosen."""
 
 from __future__ import annotations
 

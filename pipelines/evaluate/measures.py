@@ -1,4 +1,4 @@
-"""Columns for what was measured beside the detections: which keep ratio, how fast, on which size, Corr."""
+"""Measures beside the detections, and their columns: keep ratio, time, input size, Corr."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class EvaluateResult:
     """COCO's numbers, and what it took to get them."""
 
     ratios: tuple[RatioResult, ...]
-    """What was found at each keep ratio, in the order asked for."""
+    """Results at each keep ratio, in the order asked for."""
     images: int
     dropped: tuple[DroppedBox, ...]
     """Bad boxes of the annotations: they do not count as objects."""
@@ -115,7 +115,7 @@ class _Files:
 
 
 def _checked_files(config: EvaluateConfig) -> _Files:
-    """What will be written, found to be free before any work."""
+    """The files to write, found to be free before any work."""
     ratios = config.keep_ratio or ()
     several = len(ratios) > 1
     names: list[str] = []

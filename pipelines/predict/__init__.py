@@ -1,1 +1,1 @@
-"""Listing, detection and sinks of batch inference."""
+"""Batch inference: images in, Parquet out."""

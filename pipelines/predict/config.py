@@ -1,4 +1,4 @@
-"""What detection over a collection of images can be told: shared by predict and evaluate."""
+"""Options of a batch inference."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What decides a detection, as one short hash; and the claim of an output folder for one such hash.
+"""Fingerprint of a run: everything that decides a detection, as one short hash.
 
-An output folder never holds a mix of two models or settings. A run writes `_run.json` before its first row and
-`_SUCCESS.json` after its last, so a reader can tell a whole result from one that was cut short.
+An output folder holds the results of one fingerprint, never a mix of two models or settings.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Fingerprint:
 
 
 def model_sha256(model: Location) -> str:
-    """Hash of a model's weights and configuration, wherever they lie and whenever they were written.
+    """Hash of a model's weights and configuration, in whatever store they are and whenever they were written.
 
     Taken from the model folder's manifest, which `load_model` compares with the files themselves.
 

@@ -1,4 +1,8 @@
-"""The output folder of a prediction: names of its files, and the claim of it."""
+"""The output folder of a prediction: names of its files, and the claim of it.
+
+A run writes `_run.json` before its first row and `_SUCCESS.json` after its last, so a reader can tell a whole result
+from one that was cut short.
+"""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def read_detections(output: Location) -> Iterator[pa.Table]:
 
 
 def write_coco_results(output: Location) -> Location:
-    """Gather the rows of a finished run into `coco_results.json`; returns where it lies."""
+    """Gather the rows of a finished run into `coco_results.json`; returns its location."""
     target = output.child(COCO_RESULTS_FILE)
     entries = [json.dumps(entry, allow_nan=False) for table in read_detections(output) for entry in coco_entries(table)]
     target.write_bytes(("[" + ",\n".join(entries) + "]\n").encode())
@@ -71,7 +71,7 @@ SHOWN_ERRORS = 20
 
 _SUMMARY = pa.schema([("images", pa.int64()), ("detections", pa.int64()), ("errors", pa.int64()), ("sample", pa.list_(
     pa.struct([(name, pa.string()) for name in ("uri", "stage", "type", "message")])))])  # fmt: skip
-"""What a worker tells the driver of a block that it has written."""
+"""Summary of a written block, which the worker sends to the driver."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ class ErrorRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictResult:
-    """What a finished run did."""
+    """Counts, time and output of a finished run."""
 
     images: int
     """Rows written: one an image, broken ones included."""
@@ -76,7 +76,7 @@ def predict(config: PredictConfig, *, on_progress: Progress | None = None) -> Pr
     or the output cannot be used, before any worker starts.
 
     Returns:
-        Counts, time and where the rows lie.
+        Counts, time and the folder of the rows.
 
     Raises:
         CheckpointError: the model folder is not one.
