@@ -28,6 +28,10 @@ class SweepConfig:
     """Trials at the same time; fewer where the cluster has no room."""
 
     def __post_init__(self) -> None:
+        require(
+            self.run.existing != "resume",
+            "run.existing: 'resume' continues a training, a sweep cannot be resumed yet; choose refuse or overwrite",
+        )
         require(self.method in ("grid", "optuna"), f"method: {self.method!r} is not known; choose grid or optuna")
         for name in ("trials", "concurrent"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}; give at least 1")

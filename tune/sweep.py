@@ -13,14 +13,14 @@ import ray.tune.search.optuna
 from pipelines.cluster.access import DriverAccess
 from pipelines.cluster.resources import cluster_resources, fitting_trials, trial_resources
 from pipelines.cluster.session import prepare_environment
-from pipelines.recipes.config import RunConfig
 from pipelines.recipes.paths import absolute
 from pipelines.tracking.training_run import address, open_tracker
 from pipelines.train.engine.build import with_classes
 from pipelines.train.preflight import OnStart, RunStart, check_data
 from sparse_detr.config_dict import to_dict
-from sparse_detr.errors import OutputExistsError, SparseDetrError, require
+from sparse_detr.errors import SparseDetrError
 from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.output import claim_folder
 from tune.config import SweepConfig
 from tune.progress import OnSweepProgress, SweepCallback
 from tune.report import SweepResult, collect, write_report
@@ -28,6 +28,8 @@ from tune.search_space import Params, SearchSpace
 from tune.trial import TrialTask, run_trial
 
 METRIC = "ap"
+RESULTS = ("sweep.json", "trials", "tune")
+"""Everything that a sweep leaves; `sweep.json` says that it is complete."""
 
 
 def sweep(
@@ -57,7 +59,8 @@ def sweep(
     start = RunStart(data=check_data(run))
     run = with_classes(run, start.data.classes)
     room = fitting_trials(run, cluster_resources())
-    _claim(output, run)
+    claim = claim_folder(output, run.existing, RESULTS, field="run.output", holds=lambda: "another sweep")
+    claim.clear()
     if on_start is not None:
         on_start(start)
     with open_tracker(replace(run, name=f"sweep {run.name}"), parent_run_id=parent_run_id) as tracker:
@@ -70,19 +73,6 @@ def sweep(
     if result.best is None:
         raise SparseDetrError(f"sweep: all {len(result.trials)} trials broke; the first: {result.trials[0].error}")
     return result
-
-
-def _claim(output: Location, run: RunConfig) -> None:
-    require(run.existing != "resume", "run.existing: 'resume' continues a training; a sweep takes refuse or overwrite")
-    found = [name for name in ("sweep.json", "trials", "tune") if output.child(name).exists()]
-    if found and run.existing == "refuse":
-        raise OutputExistsError(
-            f"run.output: {output.uri} holds another sweep ({', '.join(found)}); choose another output, or set "
-            "run.existing to overwrite"
-        )
-    output.child("sweep.json").delete_file()
-    for name in ("trials", "tune"):
-        output.child(name).delete_dir()
 
 
 def _tuner(

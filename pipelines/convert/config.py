@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sparse_detr.errors import require
+from sparse_detr.storage.output import Replace, require_known
 from sparse_detr.weights.authors.config import Hints
 
 
@@ -25,10 +26,12 @@ class ConvertConfig:
     ignore_scoring_mean: bool = False
     """Of our model: give it to the authors' code although its scoring network leaves padding out of its mean. In
     batches with padding that code then chooses other tokens."""
-    overwrite: bool = False
-    """Replace what is at `output`."""
+    existing: Replace = "refuse"
+    """What to do where there is something at `output` already: `refuse` stops with an error, `overwrite` replaces
+    it."""
 
     def __post_init__(self) -> None:
+        require_known(self.existing)
         for name in ("source", "output"):
             require(bool(getattr(self, name)), f"{name}: it is empty; give a path or an s3:// URI")
         ratio = self.keep_ratio

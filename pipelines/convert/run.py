@@ -52,7 +52,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
     """
     if _is_ours(config.source):
         _refuse_options_of_theirs(config)
-        output = checked_file(config.output, overwrite=config.overwrite)
+        output = checked_file(config.output, config.existing)
         model = SparseDetr.from_pretrained(config.source)
         report = original_report(model)
         output.write_bytes(original_file(model, ignore_scoring_mean=config.ignore_scoring_mean))
@@ -62,7 +62,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
         f"ignore_scoring_mean: True; it tells about models of ours, but {parse_address(config.source)} is a checkpoint "
         "of the authors, leave it out",
     )
-    output = checked_folder(config.output, overwrite=config.overwrite)
+    output = checked_folder(config.output, config.existing)
     model, report = convert_original(SparseDetr, config.source, config.keep_ratio, config.hints)
     save_model(output.uri, model)
     return ConvertResult(direction="to ours", output=output.uri, report=report, parts=_parts(model, report))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_detr.errors import require
+from sparse_detr.storage.output import Replace, require_known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +19,11 @@ class ImportVocConfig:
     """Name of the split, as in ImageSets/Main/<split>.txt."""
     output: str
     """Path or URI of the JSON file to write."""
-    overwrite: bool = False
-    """Replace the file if it exists."""
+    existing: Replace = "refuse"
+    """What to do where there is a file at `output` already: `refuse` stops with an error, `overwrite` replaces it."""
+
+    def __post_init__(self) -> None:
+        require_known(self.existing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +40,12 @@ class MakeShapesConfig:
     """Height and width of an image in pixels."""
     seed: int = 0
     """Everything random follows from it."""
-    overwrite: bool = False
-    """Write into a folder that already holds a data set."""
+    existing: Replace = "refuse"
+    """What to do where `output` holds a data set already: `refuse` stops with an error, `overwrite` writes
+    over its files."""
 
     def __post_init__(self) -> None:
+        require_known(self.existing)
         for name in ("train", "val"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}; give at least 1 image")
 

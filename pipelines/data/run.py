@@ -12,8 +12,9 @@ from sparse_detr.data.coco_index import CocoIndex
 from sparse_detr.data.decode import decode_image
 from sparse_detr.data.shapes import ShapesConfig, write_shapes
 from sparse_detr.data.voc import import_voc
-from sparse_detr.errors import ImageError, OutputExistsError
+from sparse_detr.errors import ImageError
 from sparse_detr.storage.location import locate
+from sparse_detr.storage.output import checked_file, claim_folder
 
 Progress = Callable[[int, int], None]
 """Called with the number of things done, and of all."""
@@ -48,9 +49,7 @@ def run_import_voc(config: ImportVocConfig) -> DataReport:
         AnnotationError: the folder is no VOC folder, or a file of it cannot be read.
         OutputExistsError: the JSON file exists already.
     """
-    destination = locate(config.output)
-    if destination.exists() and not config.overwrite:
-        raise OutputExistsError(f"output: {destination.uri} exists; give another name, or --overwrite")
+    destination = checked_file(config.output, config.existing)
     data, dropped = import_voc(config.root, config.split)
     write_coco(destination, data)
     return _report(read_coco(destination.uri), dropped=tuple(str(box) for box in dropped))
@@ -63,8 +62,8 @@ def run_shapes(config: MakeShapesConfig, on_progress: Progress = _ignore) -> Dat
         OutputExistsError: the folder holds a data set already.
     """
     root = locate(config.output)
-    if root.child("train.json").exists() and not config.overwrite:
-        raise OutputExistsError(f"output: {root.uri} holds a data set; give another folder, or --overwrite")
+    # Not cleared: the new files replace those of the same name, and train/ may hold pictures of the user's own.
+    claim_folder(root, config.existing, ("train.json",), holds=lambda: "a data set")
     shapes = ShapesConfig(images=config.train + config.val, size=config.size, seed=config.seed)
     write_shapes(root, shapes, {"train": config.train, "val": config.val}, on_progress)
     return _report(read_coco(root.child("train.json").uri))

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sparse_detr.errors import OutputExistsError
-from sparse_detr.storage.location import Location
+from sparse_detr.storage.location import Location, locate
+from sparse_detr.storage.output import require_marked
 
 MARK = ".sparse-detr-demo"
 
@@ -23,8 +24,7 @@ def claimed_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.expanduser().absolute()
     mark = folder / MARK
-    if folder.exists() and not mark.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputExistsError(f"output: {folder} holds something that no demo wrote; choose another folder")
+    require_marked(locate(folder), MARK, field="output", writer="demo")
     folder.mkdir(parents=True, exist_ok=True)
     with mark.open("w") as stream:
         try:
@@ -48,9 +48,7 @@ def claim_prefix(store: Location) -> None:
         OutputExistsError: something that is no demo's stands there.
     """
     mark = store.child(MARK)
-    if store.exists():
-        if not mark.exists() and store.list():
-            raise OutputExistsError(f"store: {store.uri} holds something that no demo wrote; choose another prefix")
-        if mark.exists():
-            store.delete_dir()
+    require_marked(store, MARK, field="store", writer="demo")
+    if mark.exists():
+        store.delete_dir()
     mark.write_bytes(b"This prefix belongs to `sparse-detr demo`, which replaces all that is below it.\n")

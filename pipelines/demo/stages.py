@@ -95,7 +95,7 @@ def inference_config(config: DemoConfig, place: Place, data: DemoData, trained: 
         output=place.store.child("detections").uri,
         batch_size=16,
         workers=config.workers,
-        overwrite=True,
+        existing="overwrite",
         max_error_share=1.0,
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.detect.config import DetectionConfig, require_keep_ratio
 from sparse_detr.errors import require
+from sparse_detr.storage.output import Replace, require_known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +24,15 @@ class EvaluateConfig(DetectionConfig):
     plot: str | None = None
     """With several keep ratios, the PNG of the plot: a path or `s3://` URI; by default beside `output`, or
     keep_ratios.png."""
-    overwrite: bool = False
-    """Replace the files at `output` and `plot` where there are any."""
+    existing: Replace = "refuse"
+    """What to do where there are files at `output` or `plot` already: `refuse` stops with an error, `overwrite`
+    replaces them."""
     attention_overlap: bool = False
     """Also measure Corr, the share of the decoder's attention that falls on kept tokens; takes twice the time."""
 
     def __post_init__(self) -> None:
         DetectionConfig.__post_init__(self)
+        require_known(self.existing)
         require(self.keep_ratio != (), "keep_ratio: no number; give one or more in (0, 1], or leave it out")
         ratios = self.keep_ratio or ()
         for ratio in ratios:

@@ -70,7 +70,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> 
         AnnotationError: the annotations cannot be read, or name images that are missing.
         ConfigError: the model does not know a class of the data, or is dense and a keep ratio below 1.
         ImageError: an image is broken; a number for the rest would not be the data set's.
-        OutputExistsError: there is a file at `output` or `plot` already and `overwrite` is False, or a folder.
+        OutputExistsError: there is a file at `output` or `plot` already and `existing` is `refuse`, or a folder.
         CheckpointError, StorageError: model, annotations, images or output cannot be used.
     """
     started = time.monotonic()
@@ -126,8 +126,8 @@ def _checked_files(config: EvaluateConfig) -> _Files:
         names = [f"{stem}-{ratio:g}.{ending}" for ratio in ratios] if several else [config.output]
     plot = config.plot or (f"{stem}.png" if config.output is not None else "keep_ratios.png")
     return _Files(
-        detections=tuple(checked_file(name, overwrite=config.overwrite) for name in names),
-        plot=checked_file(plot, overwrite=config.overwrite, field="plot") if several else None,
+        detections=tuple(checked_file(name, config.existing) for name in names),
+        plot=checked_file(plot, config.existing, field="plot") if several else None,
     )
 
 

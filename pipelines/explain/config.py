@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparse_detr.errors import require
+from sparse_detr.storage.output import Replace, require_known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +27,11 @@ class ExplainConfig:
     or 800 where its folder does not tell."""
     max_side: int | None = None
     """The longer side never gets more pixels than this; by default the model's own, or 1333."""
-    overwrite: bool = False
-    """Replace the file at `output` where there is one."""
+    existing: Replace = "refuse"
+    """What to do where there is a file at `output` already: `refuse` stops with an error, `overwrite` replaces it."""
 
     def __post_init__(self) -> None:
+        require_known(self.existing)
         for name in ("image", "model", "output"):
             require(bool(getattr(self, name)), f"{name}: it is empty; give a path or an s3:// URI")
         require(0.0 <= self.threshold <= 1.0, f"threshold: {self.threshold}; give 0 to 1")

@@ -112,10 +112,10 @@ def explain(config: ExplainConfig) -> Explanation:
 
     Raises:
         ImageError: the file is no image.
-        OutputExistsError: there is a file at `output` already and `overwrite` is False, or a folder.
+        OutputExistsError: there is a file at `output` already and `existing` is `refuse`, or a folder.
         CheckpointError, ConfigError, StorageError: model, keep ratio, image or output cannot be used.
     """
-    output = checked_file(config.output, overwrite=config.overwrite)
+    output = checked_file(config.output, config.existing)
     source, folder = locate(config.image), locate(config.model)
     for location in (source, folder):
         check_access(location)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.detect.config import DetectionConfig, require_keep_ratio
 from sparse_detr.errors import require
+from sparse_detr.storage.output import Replace, require_known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +20,9 @@ class PredictConfig(DetectionConfig):
     """Share of each image's tokens that the encoder updates, in (0, 1]; by default the ratio of the training."""
     score_threshold: float = 0.3
     """Boxes below this score are left out; 0 keeps all."""
-    overwrite: bool = False
-    """Delete the results that `output` holds, and start anew."""
+    existing: Replace = "refuse"
+    """What to do where `output` holds results of a run already: `refuse` stops with an error, `overwrite` deletes
+    them, and nothing else."""
     max_error_share: float = 0.5
     """Stop once more than this share of all images has failed; 1 never stops."""
     max_errors: int | None = None
@@ -30,6 +32,7 @@ class PredictConfig(DetectionConfig):
 
     def __post_init__(self) -> None:
         DetectionConfig.__post_init__(self)
+        require_known(self.existing)
         if self.keep_ratio is not None:
             require_keep_ratio(self.keep_ratio)
         require(bool(self.output), "output: it is empty; give a folder or an s3:// URI")

@@ -13,56 +13,47 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.predict.fingerprint import Fingerprint
-from sparse_detr.errors import OutputExistsError, SparseDetrError
+from sparse_detr.errors import SparseDetrError
 from sparse_detr.storage.location import Location
+from sparse_detr.storage.output import Claim, Existing, claim_folder
 
 RUN_FILE = "_run.json"
-
-
 SUCCESS_FILE = "_SUCCESS.json"
-
-
 COCO_RESULTS_FILE = "coco_results.json"
-
-
 DETECTIONS_FOLDER = "detections"
+RESULTS = (SUCCESS_FILE, RUN_FILE, COCO_RESULTS_FILE, DETECTIONS_FOLDER)
+"""Everything that a prediction leaves, in the order in which `overwrite` deletes it."""
 
 
-def claim_output(output: Location, fingerprint: Fingerprint, facts: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Make the folder this run's own by writing `_run.json`.
+def claim_output(output: Location, fingerprint: Fingerprint, existing: Existing) -> Claim:
+    """Look whether this run may write to the folder; changes nothing.
 
     A run that was cut short cannot be continued yet: it is refused like any other, whatever its fingerprint.
 
+    Raises:
+        OutputExistsError: the folder holds results and `existing` is `refuse`; names both fingerprints.
+    """
+
+    def holds() -> str:
+        state = "finished" if output.child(SUCCESS_FILE).exists() else "unfinished"
+        recorded = _recorded(output.child(RUN_FILE))
+        return f"the {state} results of a run with fingerprint {recorded}, this run's is {fingerprint.digest}"
+
+    return claim_folder(output, existing, RESULTS, holds=holds)
+
+
+def begin(claim: Claim, fingerprint: Fingerprint, facts: Mapping[str, Any]) -> None:
+    """Delete what is to be overwritten, and make the folder this run's own by writing `_run.json`.
+
     Args:
-        output: folder of the results.
+        claim: of the folder.
         fingerprint: of this run.
         facts: what else `_run.json` shall say, such as the model's and the images' URIs.
-        overwrite: delete the earlier results first. Only files of ours are deleted, never the folder itself.
-
-    Raises:
-        OutputExistsError: the folder holds results and `overwrite` is False; names both fingerprints.
     """
-    check_output(output, fingerprint, overwrite=overwrite)
-    if overwrite:
-        # _SUCCESS goes first: without it, what is left of a deletion cut short is not taken for a result.
-        for name in (SUCCESS_FILE, COCO_RESULTS_FILE):
-            output.child(name).delete_file()
-        output.child(DETECTIONS_FOLDER).delete_dir()
+    claim.clear()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     content = {"fingerprint": fingerprint.digest, "settings": asdict(fingerprint), "started": started, **facts}
-    write_json(output.child(RUN_FILE), content)
-
-
-def check_output(output: Location, fingerprint: Fingerprint, *, overwrite: bool) -> None:
-    """Raise OutputExistsError where `claim_output` would; changes nothing."""
-    run = output.child(RUN_FILE)
-    if overwrite or not (run.exists() or output.child(DETECTIONS_FOLDER).exists()):
-        return
-    state = "finished" if output.child(SUCCESS_FILE).exists() else "unfinished"
-    raise OutputExistsError(
-        f"output: {output.uri} holds the {state} results of a run with fingerprint {_recorded(run)}; this run's is "
-        f"{fingerprint.digest}; choose another folder, or give overwrite to delete them (a run cannot be resumed yet)"
-    )
+    write_json(claim.output.child(RUN_FILE), content)
 
 
 def write_json(location: Location, content: Mapping[str, Any]) -> None:

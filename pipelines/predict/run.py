@@ -15,7 +15,7 @@ from pipelines.detect.predictor import PredictorFactory
 from pipelines.detect.workers import Progress, Rows, Work, plan_pool, stream
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.fingerprint import Fingerprint, model_sha256
-from pipelines.predict.output import SUCCESS_FILE, check_output, claim_output, write_json
+from pipelines.predict.output import SUCCESS_FILE, begin, claim_output, write_json
 from pipelines.predict.parquet import SHOWN_ERRORS, ParquetSink, write_coco_results
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ErrorBudgetError
@@ -82,20 +82,20 @@ def predict(config: PredictConfig, *, on_progress: Progress | None = None) -> Pr
         CheckpointError: the model folder is not one.
         ConfigError: settings that this model or this cluster cannot serve.
         StorageError: images or output out of reach, or no images there.
-        OutputExistsError: the output holds another run's results and `overwrite` is False.
+        OutputExistsError: the output holds another run's results and `existing` is `refuse`.
         ErrorBudgetError: more images failed than allowed; the rows written until then remain.
     """
     started = time.monotonic()
     output = locate(config.output)
     check_access(output, writable=True)
     fingerprint = _fingerprint(config, load_checked(config, [config.keep_ratio]))
-    check_output(output, fingerprint, overwrite=config.overwrite)
+    claim = claim_output(output, fingerprint, config.existing)
     manifest = build_manifest(config.images, config.annotations)
     tally = _Tally()
     with ray_session() as session:
         blocks = manifest.blocks(config.images_per_block)
         pool = plan_pool(config, session, len(blocks))
-        claim_output(output, fingerprint, _facts(config, manifest), overwrite=config.overwrite)
+        begin(claim, fingerprint, _facts(config, manifest))
         work = Work(
             config=config,
             predictor=PredictorFactory(
@@ -161,7 +161,8 @@ def _keep_budget(config: PredictConfig, tally: _Tally, total: int) -> None:
     first = "; ".join(f"{row.uri}: {row.message}" for row in tally.sample[:3])
     raise ErrorBudgetError(
         f"{limit} is exceeded: {tally.errors} of the first {tally.images} images failed ({total} in all); first: "
-        f"{first}; the rows so far are in {config.output}; fix the images, or raise the limit and give overwrite"
+        f"{first}; the rows so far are in {config.output}; fix the images, or raise the limit, "
+        "and set existing to overwrite"
     )
 
 

@@ -14,6 +14,7 @@ from sparse_detr.errors import require
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.model.config import ModelConfig
 from sparse_detr.records import ImageSize
+from sparse_detr.storage.output import Existing, require_known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,14 +195,13 @@ class RunConfig:
     MLFLOW_TRACKING_URI, or records nothing without it."""
     experiment: str = "sparse-detr"
     """MLflow experiment."""
-    existing: Literal["refuse", "overwrite", "resume"] = "refuse"
+    existing: Existing = "refuse"
     """What to do where `output` holds results of a run already: `refuse` stops with an error, `overwrite` deletes
-    them, `resume` continues that run from its last checkpoint."""
+    them, `resume` continues that run from its last checkpoint. A resumed run may have other epochs, workers, CPUs and
+    GPUs, max_failures, keep_checkpoints, explain_images, loader_workers, cache, name, output and MLflow settings;
+    every other field must be as it was."""
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip()), f"name: {self.name!r}; give the run a name")
         require(bool(self.output.strip()), f"output: {self.output!r}; give a folder or s3://bucket/prefix")
-        require(
-            self.existing in ("refuse", "overwrite", "resume"),
-            f"existing: {self.existing!r} is not known; choose refuse, overwrite or resume",
-        )
+        require_known(self.existing, resumable=True)

@@ -1,4 +1,4 @@
-"""The folder that a training writes: whether it is free, and what is in it at the end.
+"""Output folder of a training: the claim of it, and its records.
 
 run.json        config and MLflow run, written first
 checkpoints/    Ray Train's folder: the best checkpoints and the last
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.recipes.config import RunConfig
+from pipelines.recipes.override import field_values
 from pipelines.train.engine.checkpoint import MODEL_FOLDER
 from sparse_detr.config_dict import from_dict, to_dict
-from sparse_detr.errors import CheckpointError, ConfigError, OutputExistsError
+from sparse_detr.errors import CheckpointError, require
 from sparse_detr.redaction import values_without_secrets
 from sparse_detr.storage.location import Location
+from sparse_detr.storage.output import claim_folder
 
 RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
@@ -27,31 +29,47 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 
 
+RESULTS = (RESULT_FILE, RUN_FILE, CHECKPOINTS, MODEL)
+"""Everything that a training leaves; deleted in this order, so that half a deletion can be neither used nor resumed."""
+
+MAY_CHANGE = frozenset(
+    {
+        "name",
+        "output",
+        "existing",
+        "tracking_uri",
+        "experiment",
+        "data.loader_workers",
+        "data.cache",
+        "training.epochs",
+        "training.workers",
+        "training.cpus_per_worker",
+        "training.use_gpu",
+        "training.explain_images",
+        "training.keep_checkpoints",
+        "training.max_failures",
+    }
+)
+"""Fields that a resumed run may have otherwise: how long, on which machines, and where it is recorded. Every other
+field, one that is added later too, must be as it was: it decides what is learned, or which epoch counts as the best."""
+
+
 def claim_output(output: Location, config: RunConfig) -> str | None:
     """Make sure that this run may write to `output`; return the MLflow run that it continues, if any.
 
-    With `existing: overwrite` what a run left there is deleted, and nothing else; with `resume` the run that stands
-    there goes on (nothing there is fine too).
+    With `existing: overwrite` what a run left there is deleted, and nothing else; with `resume` the run that is there
+    goes on (nothing there is fine too).
 
     Raises:
-        OutputExistsError: results stand there and the config says `refuse`.
-        ConfigError: the run to resume has another model or optimizer.
+        OutputExistsError: results are there and the config says `refuse`.
+        CheckpointError: the folder does not say which run it belongs to.
+        ConfigError: the run to resume differs in a field that may not change; names all of them.
     """
-    found = [name for name in (RUN_FILE, CHECKPOINTS, MODEL, RESULT_FILE) if output.child(name).exists()]
-    if not found:
-        return None
-    if config.existing == "overwrite":
-        for name in (RUN_FILE, RESULT_FILE):
-            output.child(name).delete_file()
-        for name in (CHECKPOINTS, MODEL):
-            output.child(name).delete_dir()
-        return None
-    if config.existing == "refuse":
-        raise OutputExistsError(
-            f"output: {output.uri} holds the results of another run ({', '.join(found)}); choose another output, "
-            "or set existing to overwrite or resume"
-        )
-    return _continued(output, config)
+    claim = claim_folder(output, config.existing, RESULTS, resumable=True)
+    if claim.resumes:
+        return _continued(output, config)
+    claim.clear()
+    return None
 
 
 def _continued(output: Location, config: RunConfig) -> str | None:
@@ -60,12 +78,24 @@ def _continued(output: Location, config: RunConfig) -> str | None:
             f"{output.uri}: {RUN_FILE} is lacking, so this run cannot be resumed; set existing to overwrite"
         )
     before, run_id = _read_run(output.child(RUN_FILE))
-    for name in ("model", "optimizer"):
-        if getattr(before, name) != getattr(config, name):
-            raise ConfigError(
-                f"{name}: the run in {output.uri} has another one; resume with the same, or choose another output"
-            )
+    changes = differences(to_dict(before), to_dict(config))
+    require(
+        not changes,
+        f"existing: 'resume', but the run in {output.uri} differs in {'; '.join(changes)}; resume with the values it "
+        "had, or choose another output",
+    )
     return run_id
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The fields that may not change and did, as "optimizer.lr: 0.1, now 0.2", of two configs as dictionaries.
+
+    Values are compared without secrets too, because the record of the earlier run has none.
+    """
+    old, new = (field_values(values_without_secrets(config)) for config in (before, now))
+    return [
+        f"{name}: {old[name]!r}, now {new[name]!r}" for name in new if name not in MAY_CHANGE and old[name] != new[name]
+    ]
 
 
 def _read_run(file: Location) -> tuple[RunConfig, str | None]:

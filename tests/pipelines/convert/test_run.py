@@ -111,13 +111,13 @@ def test_what_is_there_stays(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     assert run(ours, theirs) == 2
     assert "exists and is not empty" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
-    assert run(checkpoint, ours, "--keep-ratio", 0.5, "--overwrite") == 0
+    assert run(checkpoint, ours, "--keep-ratio", 0.5, "--existing", "overwrite") == 0
     assert SparseDetr.from_pretrained(ours).config.keep_ratio == 0.5
-    assert run(ours, theirs, "--overwrite") == 0
+    assert run(ours, theirs, "--existing", "overwrite") == 0
     assert torch.load(theirs, weights_only=True)["args"]["rho"] == 0.5
-    assert run(checkpoint, theirs, "--overwrite") == 2
+    assert run(checkpoint, theirs, "--existing", "overwrite") == 2
     assert "is a file; name a folder" in capsys.readouterr().err
-    assert run(ours, ours, "--overwrite") == 2
+    assert run(ours, ours, "--existing", "overwrite") == 2
 
 
 class Attack:
@@ -156,7 +156,7 @@ def test_mistakes_leave_nothing_behind(
 
 
 def test_options_before_the_addresses_are_no_addresses(checkpoint: Path, tmp_path: Path) -> None:
-    words = ("--overwrite", "--source", checkpoint, "--output", tmp_path / "ours")
+    words = ("--existing", "overwrite", "--source", checkpoint, "--output", tmp_path / "ours")
     assert run(*words) == 0
     with pytest.raises(ConfigError, match="source: it is empty"):
         ConvertConfig(source="", output="x")

@@ -24,8 +24,8 @@ def test_import_voc_lists_the_boxes_that_it_drops(
     assert str(len(written["images"])) in out
     assert {category["name"] for category in written["categories"]} == {"RBC", "WBC", "Platelets"}
     assert cli.main(arguments) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert cli.main([*arguments, "--overwrite"]) == 0
+    assert "existing to overwrite" in capsys.readouterr().err
+    assert cli.main([*arguments, "--existing", "overwrite"]) == 0
 
 
 def test_shapes_are_made_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

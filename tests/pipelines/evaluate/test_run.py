@@ -246,7 +246,7 @@ def test_an_output_that_exists_is_refused_before_any_work(config: EvaluateConfig
     with pytest.raises(OutputExistsError, match=r"results\.json exists; .*overwrite"):
         evaluate(replace(broken, output=str(tmp_path / "results.json")))
     with pytest.raises(OutputExistsError, match="is a folder"):
-        evaluate(replace(broken, output=str(tmp_path), overwrite=True))
+        evaluate(replace(broken, output=str(tmp_path), existing="overwrite"))
     (tmp_path / "found-0.3.json").write_text("precious")
     (tmp_path / "plot.png").write_text("precious")
     several = replace(broken, keep_ratio=(0.1, 0.3))
@@ -272,7 +272,7 @@ def test_an_output_is_overwritten_when_told_and_dropped_boxes_are_listed(
             config,
             annotations=str(tmp_path / "annotations.json"),
             output=str(tmp_path / "results.json"),
-            overwrite=True,
+            existing="overwrite",
         )
     )
     assert len(json.loads((tmp_path / "results.json").read_text())) == result.detections

@@ -63,7 +63,7 @@ def test_the_command_writes_a_picture_and_shows_the_shares(
         assert min(picture.size) > 500
     assert cli.main(arguments) == 2
     assert "why.png exists" in " ".join(capsys.readouterr().err.split())
-    assert cli.main([*arguments, "--overwrite"]) == 0
+    assert cli.main([*arguments, "--existing", "overwrite"]) == 0
 
 
 def test_a_level_without_attention_has_no_share() -> None:

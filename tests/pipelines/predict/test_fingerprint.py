@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines.predict.fingerprint import Fingerprint, model_sha256
-from pipelines.predict.output import claim_output, write_json
+from pipelines.predict.output import begin, claim_output, write_json
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import CheckpointError, OutputExistsError
 from sparse_detr.storage.location import locate
@@ -63,7 +63,7 @@ def test_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_claim_writes_the_settings(tmp_path: Path) -> None:
-    claim_output(locate(tmp_path / "out"), BASE, {"images": "s3://b/i"}, overwrite=False)
+    begin(claim_output(locate(tmp_path / "out"), BASE, "refuse"), BASE, {"images": "s3://b/i"})
     content = json.loads((tmp_path / "out" / "_run.json").read_text())
     assert content["fingerprint"] == BASE.digest
     assert content["settings"]["keep_ratio"] == 0.1
@@ -74,11 +74,11 @@ def test_claim_writes_the_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", [BASE, replace(BASE, keep_ratio=0.5)])
 def test_claimed_folder_is_refused_and_names_both(tmp_path: Path, other: Fingerprint, finished: bool) -> None:
     output = locate(tmp_path)
-    claim_output(output, BASE, {}, overwrite=False)
+    begin(claim_output(output, BASE, "refuse"), BASE, {})
     if finished:
         write_json(output.child("_SUCCESS.json"), {})
     with pytest.raises(OutputExistsError, match=BASE.digest) as caught:
-        claim_output(output, other, {}, overwrite=False)
+        claim_output(output, other, "refuse")
     assert other.digest in str(caught.value)
     assert ("unfinished" in str(caught.value)) is not finished
 
@@ -87,15 +87,18 @@ def test_detections_without_a_record_are_refused(tmp_path: Path) -> None:
     (tmp_path / "detections").mkdir()
     (tmp_path / "detections" / "part-0.parquet").write_bytes(b"x")
     with pytest.raises(OutputExistsError, match="unknown"):
-        claim_output(locate(tmp_path), BASE, {}, overwrite=False)
+        claim_output(locate(tmp_path), BASE, "refuse")
 
 
 def test_overwrite_deletes_our_files_and_no_others(tmp_path: Path) -> None:
     output = locate(tmp_path)
-    claim_output(output, BASE, {}, overwrite=False)
+    begin(claim_output(output, BASE, "refuse"), BASE, {})
     for name in ("_SUCCESS.json", "coco_results.json", "thesis.tex", "detections/part-0.parquet"):
         output.child(name).write_bytes(b"x")
     newer = replace(BASE, keep_ratio=0.5)
-    claim_output(output, newer, {}, overwrite=True)
+    before = output.list(recursive=True)
+    claim = claim_output(output, newer, "overwrite")
+    assert output.list(recursive=True) == before, "the claim alone deletes nothing"
+    begin(claim, newer, {})
     assert output.list(recursive=True) == ["_run.json", "thesis.tex"]
     assert json.loads((tmp_path / "_run.json").read_text())["fingerprint"] == newer.digest

@@ -147,7 +147,7 @@ def test_output_of_another_run_is_refused_unless_told(
 
     own = replace(other, output=str(tmp_path / "out"), images_per_block=7)
     predict(replace(own, keep_ratio=None))
-    result = predict(replace(own, overwrite=True, images_per_block=6))
+    result = predict(replace(own, existing="overwrite", images_per_block=6))
     rows = _rows(own.output)
     assert set(rows) == set(before)
     assert {row["fingerprint"] for row in rows.values()} == {result.fingerprint}

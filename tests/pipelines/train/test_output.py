@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.recipes.config import RunConfig
-from pipelines.recipes.override import override
-from pipelines.train.output import best_checkpoint, claim_output, write_result, write_run
+from pipelines.recipes.override import field_values, override
+from pipelines.train.output import MAY_CHANGE, best_checkpoint, claim_output, differences, write_result, write_run
+from sparse_detr.config_dict import to_dict
 from sparse_detr.errors import CheckpointError, ConfigError, OutputExistsError
 from sparse_detr.storage.location import locate
 
@@ -33,7 +35,7 @@ def test_a_free_folder_is_claimed(config: RunConfig) -> None:
 def test_results_of_another_run_are_refused(config: RunConfig) -> None:
     leave_results(config)
 
-    with pytest.raises(OutputExistsError, match=r"run\.json, checkpoints, result\.json.*overwrite or resume"):
+    with pytest.raises(OutputExistsError, match=r"result\.json, run\.json, checkpoints.*overwrite or resume"):
         claim_output(locate(config.output), config)
 
 
@@ -55,11 +57,77 @@ def test_resume_finds_the_mlflow_run_and_keeps_everything(config: RunConfig) -> 
     assert output.list(recursive=True) == before
 
 
-def test_resume_refuses_another_model(config: RunConfig) -> None:
-    leave_results(config)
+CHANGES: dict[str, object] = {
+    "model.backbone.name": "resnet18", "model.backbone.norm": "group_norm", "model.heads": 4, "model.channels": 128,
+    "model.attention": "full", "data.cache": "pixels", "data.augment.max_side": 2000, "data.max_side": 2000,
+    "data.augment.crop_max": 700, "optimizer.schedule": "cosine", "optimizer.betas": [0.5, 0.9],
+    "training.precision": "bfloat16", "training.global_batch": 32, "training.workers": 2, "existing": "resume",
+}  # fmt: skip
+"""Values for fields that a plain change of their default would make invalid."""
 
-    with pytest.raises(ConfigError, match=r"model: the run in .* has another one"):
-        claim_output(locate(config.output), override(config, {"model.keep_ratio": 0.7, "existing": "resume"}))
+
+def other_value(name: str, value: object) -> object:
+    if name in CHANGES:
+        return CHANGES[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 or 0.25
+    if isinstance(value, list):
+        return value[:-1]
+    return f"{value or ''}other"
+
+
+@pytest.mark.parametrize("name", list(field_values(to_dict(RunConfig()))))
+def test_every_field_may_change_or_is_refused_by_name(name: str) -> None:
+    """A field that is added later is refused until somebody decides that it may change."""
+    before = to_dict(RunConfig())
+    old = field_values(before)[name]
+    new = other_value(name, old)
+    assert new != old
+    now = copy.deepcopy(before)
+    *parents, leaf = name.split(".")
+    inner = now
+    for parent in parents:
+        inner = inner[parent]
+    inner[leaf] = new
+
+    found = differences(before, now)
+    assert found == ([] if name in MAY_CHANGE else [f"{name}: {old!r}, now {new!r}"])
+
+
+def test_the_table_names_fields_that_exist_and_nothing_that_decides_what_is_learned() -> None:
+    names = set(field_values(to_dict(RunConfig())))
+    assert names >= MAY_CHANGE
+    learned = {"training.global_batch", "training.seed", "training.precision", "training.ema_decay"}
+    assert not learned & MAY_CHANGE
+    assert not [name for name in MAY_CHANGE if name.startswith(("model.", "loss.", "optimizer.", "data.augment."))]
+
+
+def test_resume_names_all_differences_with_both_values_and_changes_nothing(config: RunConfig) -> None:
+    leave_results(config)
+    output = locate(config.output)
+    before = output.list(recursive=True)
+    changes = {"training.global_batch": 32, "training.seed": 7, "model.keep_ratio": 0.7, "training.epochs": 9}
+
+    with pytest.raises(ConfigError) as caught:
+        claim_output(output, override(config, {**changes, "existing": "resume"}))
+    message = str(caught.value)
+    for part in ("training.global_batch: 16, now 32", "training.seed: 42, now 7", "model.keep_ratio: 0.1, now 0.7"):
+        assert part in message
+    assert "epochs" not in message
+    assert output.list(recursive=True) == before
+
+
+def test_differences_show_no_secret(config: RunConfig) -> None:
+    leave_results(config)
+    where = "https://me:hush@host/weights.pth"
+
+    with pytest.raises(ConfigError, match=r"training\.init_backbone: None, now 'https://\*\*\*@host") as caught:
+        claim_output(locate(config.output), override(config, {"training.init_backbone": where, "existing": "resume"}))
+    assert "hush" not in str(caught.value)
 
 
 def test_resume_of_a_folder_without_its_config_is_refused(config: RunConfig) -> None:

@@ -1,0 +1,107 @@
+"""The one claim of an output: what is refused, what is deleted and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparse_detr.errors import ConfigError, OutputExistsError, StorageError
+from sparse_detr.storage.location import Location, locate
+from sparse_detr.storage.output import (
+    Existing,
+    checked_file,
+    checked_folder,
+    claim_folder,
+    require_known,
+    require_marked,
+)
+
+RESULTS = ("done.json", "run.json", "parts")
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> Location:
+    for name in ("done.json", "parts/0", "thesis.tex"):
+        locate(tmp_path).child(name).write_bytes(b"x")
+    return locate(tmp_path)
+
+
+@pytest.mark.parametrize("existing", ["refuse", "overwrite", "resume"])
+def test_a_free_folder_is_free_whatever_the_word(tmp_path: Path, existing: Existing) -> None:
+    (tmp_path / "notes.txt").write_text("the user's own")
+    for folder in (tmp_path, tmp_path / "absent"):
+        claim = claim_folder(locate(folder), existing, RESULTS)
+        assert (claim.found, claim.resumes) == ((), False)
+        claim.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_refusal_names_field_finds_and_remedies(used: Location) -> None:
+    with pytest.raises(
+        OutputExistsError, match=r"^run\.output: .*a sweep \(done\.json, parts\).*run\.existing to over"
+    ):
+        claim_folder(used, "refuse", RESULTS, field="run.output", holds=lambda: "a sweep")
+    with pytest.raises(OutputExistsError, match=r"set existing to overwrite or resume$"):
+        claim_folder(used, "refuse", RESULTS, resumable=True)
+    with pytest.raises(OutputExistsError, match="is a file; name a folder"):
+        claim_folder(used.child("thesis.tex"), "overwrite", RESULTS)
+
+
+def test_overwrite_deletes_when_told_and_only_results(used: Location) -> None:
+    claim = claim_folder(used, "overwrite", RESULTS)
+    assert used.list() == ["done.json", "parts", "thesis.tex"]
+    claim.clear()
+    assert used.list() == ["thesis.tex"]
+
+
+def test_the_marker_goes_first(used: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_location: Location) -> None:
+        raise StorageError("the store went away")
+
+    monkeypatch.setattr(Location, "delete_dir", broken)
+    with pytest.raises(StorageError):
+        claim_folder(used, "overwrite", RESULTS).clear()
+    assert used.list() == ["parts", "thesis.tex"]
+
+
+def test_resume_keeps_everything(used: Location) -> None:
+    claim = claim_folder(used, "resume", RESULTS, resumable=True)
+    claim.clear()
+    assert claim.resumes
+    assert used.list() == ["done.json", "parts", "thesis.tex"]
+
+
+def test_words() -> None:
+    for word in ("refuse", "overwrite"):
+        require_known(word)
+    require_known("resume", resumable=True)
+    with pytest.raises(ConfigError, match=r"'resume' continues a training .* choose refuse or overwrite"):
+        require_known("resume")
+    with pytest.raises(ConfigError, match="'append' is not known; choose refuse, overwrite or resume"):
+        require_known("append", resumable=True)
+
+
+def test_a_file(used: Location) -> None:
+    uri = used.child("thesis.tex").uri
+    with pytest.raises(OutputExistsError, match=r"plot: .*thesis\.tex exists; .*existing to overwrite"):
+        checked_file(uri, "refuse", field="plot")
+    assert checked_file(uri, "overwrite").read_bytes() == b"x"
+    with pytest.raises(OutputExistsError, match="is a folder"):
+        checked_file(used.uri, "overwrite")
+
+
+def test_a_model_folder(used: Location) -> None:
+    with pytest.raises(OutputExistsError, match=r"not empty; .*existing to overwrite"):
+        checked_folder(used.uri, "refuse")
+    assert checked_folder(used.uri, "overwrite") == used
+    with pytest.raises(OutputExistsError, match="is a file"):
+        checked_folder(used.child("thesis.tex").uri, "overwrite")
+
+
+def test_a_mark_opens_a_folder(used: Location, tmp_path: Path) -> None:
+    require_marked(locate(tmp_path / "absent"), "mark", field="store", writer="demo")
+    with pytest.raises(OutputExistsError, match=r"store: .* holds something that no demo wrote"):
+        require_marked(used, "mark", field="store", writer="demo")
+    used.child("mark").write_bytes(b"")
+    require_marked(used, "mark", field="store", writer="demo")
