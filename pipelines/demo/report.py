@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.evaluate.keep_ratios import RatioResult
+from pipelines.predict.run import ErrorRow
 from sparse_detr.visualize.charts import Curve, bar_chart, curves, line_chart
 
 TEMPLATE = "report.html.jinja"
@@ -35,19 +37,6 @@ class Step:
     seconds: float
     note: str = ""
     """What came out of it, in a few words."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RatioPoint:
-    """The trained model, run at one keep ratio."""
-
-    keep_ratio: float
-    ap: float
-    ap50: float
-    milliseconds: float
-    """Of one image, in a batch, on the machine of the demo."""
-    images: int
-    """So many images were measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +70,6 @@ class Throughput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BrokenImage:
-    """An image of the collection that could not be used."""
-
-    uri: str
-    stage: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where something lies."""
 
@@ -111,11 +91,11 @@ class Report:
     """Metrics of each epoch of the training."""
     keep_ratio: float
     """The ratio that the model was trained with."""
-    ratios: tuple[RatioPoint, ...]
+    ratios: tuple[RatioResult, ...]
     trials: tuple[Trial, ...]
     examples: tuple[Example, ...]
     throughput: tuple[Throughput, ...]
-    broken: tuple[BrokenImage, ...]
+    broken: tuple[ErrorRow, ...]
     places: tuple[Place, ...]
     commands: Mapping[str, str]
     """What one may do next -> the command."""
@@ -182,8 +162,8 @@ def _ratio_chart(report: Report) -> str | None:
         return None
     x = tuple(point.keep_ratio for point in points)
     lines = [
-        Curve(name="AP", x=x, y=tuple(point.ap for point in points)),
-        Curve(name="AP50", x=x, y=tuple(point.ap50 for point in points)),
+        Curve(name="AP", x=x, y=tuple(point.metrics.ap for point in points)),
+        Curve(name="AP50", x=x, y=tuple(point.metrics.ap50 for point in points)),
     ]
     trials = [trial for trial in report.trials if {"keep_ratio"} <= set(trial.params) and "ap" in trial.metrics]
     if trials:

@@ -11,8 +11,9 @@ from pathlib import Path
 from pipelines.cluster.session import available_cpus
 from pipelines.demo.collection import IMAGE_SIZE, DemoData
 from pipelines.demo.config import DemoConfig
-from pipelines.demo.report import BrokenImage, Example, RatioPoint, Report, Step, Throughput, Trial, duration
+from pipelines.demo.report import Example, Report, Step, Throughput, Trial, duration
 from pipelines.demo.report import Place as ReportPlace
+from pipelines.evaluate.run import EvaluateResult
 from pipelines.predict.run import PredictResult
 from pipelines.recipes.config import RunConfig
 from pipelines.train.run import TrainResult
@@ -48,7 +49,8 @@ class Chapters:
     trained: TrainResult
     swept: SweepChapter
     found: PredictResult
-    ratios: tuple[RatioPoint, ...]
+    evaluated: EvaluateResult
+    """At several keep ratios."""
     examples: tuple[Example, ...]
 
 
@@ -70,8 +72,14 @@ def make_summary(place: Place, chapters: Chapters, steps: tuple[Step, ...], tota
             "images_per_second": found.images_per_second,
         },
         "ratios": [
-            {"keep_ratio": point.keep_ratio, "ap": point.ap, "ap50": point.ap50, "milliseconds": point.milliseconds}
-            for point in chapters.ratios
+            {
+                "keep_ratio": one.keep_ratio,
+                "ap": one.metrics.ap,
+                "ap50": one.metrics.ap50,
+                "gflops": one.gflops,
+                "milliseconds": one.milliseconds,
+            }
+            for one in chapters.evaluated.ratios
         ],
         "best_trial": chapters.swept.best,
         "uris": {
@@ -106,11 +114,11 @@ def make_report(config: DemoConfig, place: Place, chapters: Chapters, steps: tup
         steps=steps,
         history=tuple(trained.history),
         keep_ratio=chapters.run.model.keep_ratio,
-        ratios=chapters.ratios,
+        ratios=chapters.evaluated.ratios,
         trials=chapters.swept.trials,
         examples=chapters.examples,
         throughput=_throughput(chapters),
-        broken=tuple(BrokenImage(uri=row.uri, stage=row.stage, message=row.message) for row in found.error_rows),
+        broken=found.error_rows,
         places=_places(place, chapters),
         commands=_commands(place),
     )
@@ -120,7 +128,7 @@ def _throughput(chapters: Chapters) -> tuple[Throughput, ...]:
     run, trained, found = chapters.run, chapters.trained, chapters.found
     epochs = trained.history
     seconds = sum(row.get("train_seconds", 0.0) for row in epochs)
-    ratio = min(chapters.ratios, key=lambda point: abs(point.keep_ratio - run.model.keep_ratio))
+    ratio = min(chapters.evaluated.ratios, key=lambda one: abs(one.keep_ratio - run.model.keep_ratio))
     return (
         Throughput(
             what="Training",
@@ -138,9 +146,9 @@ def _throughput(chapters: Chapters) -> tuple[Throughput, ...]:
         ),
         Throughput(
             what="The model alone",
-            note=f"one process, images in memory, keep ratio {ratio.keep_ratio}",
-            images=ratio.images,
-            seconds=ratio.images * ratio.milliseconds / 1000,
+            note=f"forward of one worker, keep ratio {ratio.keep_ratio}",
+            images=chapters.evaluated.images,
+            seconds=chapters.evaluated.images * ratio.milliseconds / 1000,
             images_per_second=1000 / ratio.milliseconds,
         ),
     )

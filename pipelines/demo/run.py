@@ -71,9 +71,9 @@ def run_demo(config: DemoConfig, console: Console, run_sweep: RunSweep) -> DemoR
         trained = stages.run_training(run, tracker, steps)
         swept = run_sweep(config, run, trained, tracker, steps)
         found = stages.run_inference(config, place, data, trained, tracker, steps)
-        ratios, examples = stages.inspect_model(config, run, trained, tracker, steps)
+        evaluated, examples = stages.inspect_model(config, place, run, trained, tracker, steps)
         chapters = Chapters(
-            data=data, run=run, trained=trained, swept=swept, found=found, ratios=ratios, examples=examples
+            data=data, run=run, trained=trained, swept=swept, found=found, evaluated=evaluated, examples=examples
         )
         stages.write_results(place, config, chapters, tracker, steps)
         total = time.monotonic() - started

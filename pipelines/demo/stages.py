@@ -13,10 +13,12 @@ from PIL import Image
 
 from pipelines.demo.collection import DemoData, upload
 from pipelines.demo.config import DemoConfig
-from pipelines.demo.examples import Inspection
-from pipelines.demo.report import Example, RatioPoint, Step, write_report
+from pipelines.demo.examples import examples
+from pipelines.demo.report import Example, Step, write_report
 from pipelines.demo.results import Chapters, Place, make_report, make_summary
 from pipelines.demo.steps import Bar, Steps
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.run import EvaluateResult, evaluate
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.run import PredictResult, predict
 from pipelines.recipes.config import RunConfig
@@ -116,21 +118,35 @@ def run_inference(
 
 
 def inspect_model(
-    config: DemoConfig, run: RunConfig, trained: TrainResult, tracker: Tracker, steps: Steps
-) -> tuple[tuple[RatioPoint, ...], tuple[Example, ...]]:
+    config: DemoConfig, place: Place, run: RunConfig, trained: TrainResult, tracker: Tracker, steps: Steps
+) -> tuple[EvaluateResult, tuple[Example, ...]]:
     """Precision at several keep ratios without training again, and pictures of what the model sees."""
     with steps.step("Keep ratios, pictures") as bar:
         data = run.data
+        found = evaluate(evaluate_config(config, place, run, trained), on_progress=bar.move)
         model = SparseDetr.from_pretrained(trained.checkpoint)
-        inspection = Inspection(model, data.val_annotations, data.val_images, side=data.short_side)
-        points = inspection.ratios((*config.ratios, run.model.keep_ratio), bar.move)
-        examples = tuple(inspection.examples(EXAMPLES))
-        for point in points:
+        pictures = tuple(examples(model, data.val_annotations, data.val_images, EXAMPLES))
+        for one in found.ratios:
             # Percent as the step: MLflow draws curves over whole steps alone.
-            row = {"ratio/ap": point.ap, "ratio/ap50": point.ap50, "ratio/milliseconds": point.milliseconds}
-            tracker.metrics(row, round(100 * point.keep_ratio))
-        bar.note = ", ".join(f"{point.keep_ratio:g}: AP {point.ap:.3f}" for point in points)
-    return points, examples
+            row = {"ap": one.metrics.ap, "ap50": one.metrics.ap50, "milliseconds": one.milliseconds}
+            tracker.metrics({f"ratio/{name}": value for name, value in row.items()}, round(100 * one.keep_ratio))
+        bar.note = ", ".join(f"{one.keep_ratio:g}: AP {one.metrics.ap:.3f}" for one in found.ratios)
+    return found, pictures
+
+
+def evaluate_config(config: DemoConfig, place: Place, run: RunConfig, trained: TrainResult) -> EvaluateConfig:
+    """Evaluation of the trained model on the validation images, at the configured keep ratios and its own."""
+    ratios = tuple(sorted({*config.ratios, run.model.keep_ratio}))
+    return EvaluateConfig(
+        model=trained.checkpoint,
+        images=run.data.val_images,
+        annotations=run.data.val_annotations,
+        keep_ratio=ratios,
+        plot=str(place.folder / "keep_ratios.png") if len(ratios) > 1 else None,
+        batch_size=16,
+        workers=config.workers,
+        overwrite=True,
+    )
 
 
 def write_results(place: Place, config: DemoConfig, chapters: Chapters, tracker: Tracker, steps: Steps) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
+from pipelines.explain.config import ExplainConfig
 from sparse_detr.data.decode import decode_image
 from sparse_detr.data.transforms import EvalTransform
 from sparse_detr.detector import SparseDetr
@@ -22,10 +22,6 @@ from sparse_detr.storage.location import check_access, locate
 from sparse_detr.storage.output import checked_file
 from sparse_detr.visualize import Picture, TokenReport, draw_explanation
 from sparse_detr.visualize.explanation import NO_ATTENTION
-
-if TYPE_CHECKING:
-    pass
-from pipelines.explain.config import ExplainConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

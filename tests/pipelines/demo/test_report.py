@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.evaluate.keep_ratios import RatioResult
+from pipelines.predict.run import ErrorRow
+from sparse_detr.evaluation.coco_ap import CocoMetrics
 from pipelines.demo.report import (
-    BrokenImage,
     Example,
     Place,
-    RatioPoint,
     Report,
     Step,
     Throughput,
@@ -29,6 +30,11 @@ from pipelines.demo.report import (
 )
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+METRICS = CocoMetrics(
+    **{field.name: 0.0 for field in fields(CocoMetrics) if field.name != "per_class"} | {"ap": 0.4, "ap50": 0.7},
+    per_class={},
+)
+RATIO = RatioResult(keep_ratio=0.1, metrics=METRICS, detections=3, gflops=1.5, milliseconds=5.25, overlap={})
 REPORT = Report(
     title="Shapes",
     subtitle="2 CPUs",
@@ -36,14 +42,14 @@ REPORT = Report(
     steps=(Step(name="Training", seconds=402.4, note="10 epochs"),),
     history=({"epoch": 1.0, "loss": 9.0}, {"epoch": 2.0, "loss": 4.0, "ap": 0.3, "ap50": 0.6}),
     keep_ratio=0.3,
-    ratios=(RatioPoint(keep_ratio=0.1, ap=0.4, ap50=0.7, milliseconds=5.25, images=300),),
+    ratios=(RATIO,),
     trials=(
         Trial(name="a", params={"keep_ratio": 0.1, "weight": 1.0}, metrics={"ap": 0.41, "ap50": 0.71}),
         Trial(name="b", params={"keep_ratio": 0.5, "weight": 0.0}, metrics={}, best=False),
     ),
     examples=(Example(caption="0.jpg", pictures=(("detections", PIXELS), ("saliency", PIXELS))),),
     throughput=(Throughput(what="Training", images=24000, seconds=402, images_per_second=59.7),),
-    broken=(BrokenImage(uri="s3://b/<script>alert(1)</script>.jpg", stage="decode", message="no bytes & no hope"),),
+    broken=(ErrorRow(uri="s3://b/<script>alert(1)</script>.jpg", stage="decode", type="ImageError", message="no bytes & no hope"),),
     places=(Place(what="Model", uri="/runs/model"),),
     commands={"Look": "mlflow ui"},
 )
