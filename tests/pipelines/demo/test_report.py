@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.evaluate.keep_ratios import RatioResult
-from pipelines.predict.run import ErrorRow
-from sparse_detr.evaluation.coco_ap import CocoMetrics
 from pipelines.demo.report import (
     Example,
     Place,
@@ -28,6 +25,9 @@ from pipelines.demo.report import (
     render,
     write_report,
 )
+from pipelines.evaluate.keep_ratios import RatioResult
+from pipelines.predict.run import ErrorRow
+from sparse_detr.evaluation.coco_ap import CocoMetrics
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
 METRICS = CocoMetrics(
@@ -49,7 +49,11 @@ REPORT = Report(
     ),
     examples=(Example(caption="0.jpg", pictures=(("detections", PIXELS), ("saliency", PIXELS))),),
     throughput=(Throughput(what="Training", images=24000, seconds=402, images_per_second=59.7),),
-    broken=(ErrorRow(uri="s3://b/<script>alert(1)</script>.jpg", stage="decode", type="ImageError", message="no bytes & no hope"),),
+    broken=(
+        ErrorRow(
+            uri="s3://b/<script>alert(1)</script>.jpg", stage="decode", type="ImageError", message="no bytes & no hope"
+        ),
+    ),
     places=(Place(what="Model", uri="/runs/model"),),
     commands={"Look": "mlflow ui"},
 )
