@@ -145,7 +145,7 @@ def evaluate_config(config: DemoConfig, place: Place, run: RunConfig, trained: T
         plot=str(place.folder / "keep_ratios.png") if len(ratios) > 1 else None,
         batch_size=16,
         workers=config.workers,
-        overwrite=True,
+        existing="overwrite",
     )
 
 
