@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from pipelines.tracking.mlflow_store import (
     find_child,
     key_mark,
 )
+from sparse_detr.deadline import within
 from sparse_detr.redaction import without_secrets
 from sparse_detr.storage.location import locate
 
@@ -198,7 +198,7 @@ class Tracker:
         if client is None:
             return None
         try:
-            return _within(seconds, lambda: work(client))
+            return within(seconds, lambda: work(client))
         except Exception as error:  # Whatever it is, what we record is worth more than the record.
             self.failures[kind] = self.failures.get(kind, 0) + 1
             if self.failures[kind] == 1:
@@ -247,7 +247,7 @@ def open_run(
         return Tracker(uri, create_run(client, home, name, parent_run_id, tags or {}), client)
 
     try:
-        return _within(OPEN_SECONDS, opened)
+        return within(OPEN_SECONDS, opened)
     except Exception as error:
         _warn(uri, "open", error)
         return NullTracker()
@@ -259,24 +259,3 @@ def _warn(uri: str, kind: str, error: Exception) -> None:
         "MLflow at %s: %s failed (%s: %s); the work goes on, further failures of this kind are only counted",
         *(without_secrets(uri), kind, type(error).__name__, cut(text, 500)),
     )
-
-
-def _within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work`, run beside this thread so that nothing in it can hold us up for longer."""
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="tracking", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer in {seconds:.0f} s")
-    return results[0]

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sparse_detr.errors import StorageError
-from sparse_detr.storage.s3 import at_endpoint, explained, s3_filesystem, within
+from sparse_detr.storage.s3 import answered, at_endpoint, explained, s3_filesystem
 
 ACCESS_DEADLINE = 12.0
 """Seconds after which `check_access` gives up on a store that says nothing."""
@@ -186,7 +186,7 @@ def check_access(location: Location, *, writable: bool = False) -> None:
         StorageError: no such bucket, credentials refused, nothing answers; never with a secret in it.
     """
     quick = location if location.is_local else replace(location, filesystem=s3_filesystem(patient=False))
-    within(ACCESS_DEADLINE, lambda: _probe(quick, writable), location.uri)
+    answered(ACCESS_DEADLINE, lambda: _probe(quick, writable), location.uri)
 
 
 def _probe(location: Location, writable: bool) -> None:

@@ -6,7 +6,6 @@ Apart from it so that storage.py reads as what a location can do. Nothing here k
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from sparse_detr.deadline import within
 from sparse_detr.errors import StorageError
 from sparse_detr.redaction import without_secrets
 
@@ -72,23 +72,14 @@ def explained(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: {_remedy(error)} ({without_secrets(str(error))})") from None
 
 
-def within(seconds: float, work: Callable[[], None], uri: str) -> None:
+def answered(seconds: float, work: Callable[[], None], uri: str) -> None:
     """Run `work` for at most so long: a store that accepts a connection and then is silent must not hang us."""
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="storage-probe", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise StorageError(f"{uri}: no answer{at_endpoint()} in {seconds:.0f} s; check AWS_ENDPOINT_URL, the network")
-    if failure:
-        raise failure[0]
+    try:
+        within(seconds, work)
+    except TimeoutError:
+        raise StorageError(
+            f"{uri}: no answer{at_endpoint()} in {seconds:.0f} s; check AWS_ENDPOINT_URL, the network"
+        ) from None
 
 
 def _remedy(error: BaseException) -> str:
