@@ -6,7 +6,7 @@ starts a Ray Train job of its own, which takes longer to begin.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,7 +55,7 @@ class TuneHooks:
         self._tracker = tracker
         self._model = model
 
-    def step_done(self, progress: StepProgress) -> None:
+    def step_done(self, progress: Callable[[], StepProgress]) -> None:
         """Nothing: Tune is told once an epoch."""
 
     def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:

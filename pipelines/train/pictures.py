@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ class TrainingPictures:
         self._images: list[tuple[str, Picture, Targets]] | None = None
         self._failed = False
 
-    def step_done(self, progress: StepProgress) -> None:
+    def step_done(self, progress: Callable[[], StepProgress]) -> None:
         """Nothing."""
 
     def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:

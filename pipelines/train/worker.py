@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,17 +67,17 @@ class RayHooks:
         self._pictures = pictures
         self._posted = self._drawn = 0.0
 
-    def step_done(self, progress: StepProgress) -> None:
-        """Post to the driver now and then; the call returns without waiting for the answer."""
+    def step_done(self, progress: Callable[[], StepProgress]) -> None:
+        """Post to the driver now and then; only such a step waits for the device, and none for the driver."""
         now = time.monotonic()
-        if self._rank != 0:
+        if self._rank != 0 or now - self._posted < POST_SECONDS:
             return
-        if now - self._posted >= POST_SECONDS:
-            self._posted = now
-            self._board.post.remote(progress)
+        self._posted = now
+        found = progress()
+        self._board.post.remote(found)
         if now - self._drawn >= CURVE_SECONDS:
             self._drawn = now
-            self._tracker.metrics({f"step_{name}": value for name, value in progress.metrics.items()}, progress.step)
+            self._tracker.metrics({f"step_{name}": value for name, value in found.metrics.items()}, found.step)
 
     def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
         """Post, log, report with a checkpoint of rank 0, draw; every rank takes part in Ray's report."""

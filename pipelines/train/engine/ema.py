@@ -12,6 +12,9 @@ class WeightAverage:
     """A second copy of `model` whose weights follow the trained ones.
 
     The decay rises with the steps, min(decay, (1 + n) / (10 + n)), so that the random start is forgotten quickly.
+
+    Not `torch.optim.swa_utils.AveragedModel`: torch 2.13 copies its count to the device in every update, which waits
+    for all that the device has to do, once a step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

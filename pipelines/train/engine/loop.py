@@ -7,21 +7,24 @@ bit for bit as one that never stopped.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.recipes.config import RunConfig
 from pipelines.train.engine.batches import RunData
 from pipelines.train.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from pipelines.train.engine.ema import WeightAverage
+from pipelines.train.engine.finite import FiniteCheck, broken
 from pipelines.train.engine.loss_meter import LossMeter
 from pipelines.train.engine.optimizer import build_optimizer
 from pipelines.train.engine.progress import StepProgress
@@ -39,8 +42,8 @@ Metrics = dict[str, float]
 class TrainHooks(Protocol):
     """What the loop tells the world."""
 
-    def step_done(self, progress: StepProgress) -> None:
-        """After every step, on every rank; must be quick."""
+    def step_done(self, progress: Callable[[], StepProgress]) -> None:
+        """After every step, on every rank; must be quick: to call `progress` waits for the device."""
 
     def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
         """After every epoch and its evaluation, on every rank; may call `loop.save`."""
@@ -49,7 +52,7 @@ class TrainHooks(Protocol):
 class NoHooks:
     """Tells nobody."""
 
-    def step_done(self, progress: StepProgress) -> None:
+    def step_done(self, progress: Callable[[], StepProgress]) -> None:
         """Nothing."""
 
     def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
@@ -81,6 +84,7 @@ class TrainLoop:
         self.model = model.to(self.device)
         self.network: nn.Module = self._distributed(model) if world_size > 1 else model
         self.optimizer = build_optimizer(model, config.optimizer, config.training.global_batch)
+        self._check = FiniteCheck(config.optimizer, late=self.device.type != "cpu")
         decay = config.training.ema_decay
         self.average = WeightAverage(model, decay) if decay > 0 else None
         self.epoch = 0
@@ -124,7 +128,8 @@ class TrainLoop:
         for batch in self.data.train:
             report = self.train_step(batch)
             loss_meter.add(report, len(batch.images))
-            self.hooks.step_done(self._progress({"loss": float(report.total.detach()), "lr": self.learning_rate}))
+            self.hooks.step_done(functools.partial(self._step_progress, report.total.detach()))
+        self._check.settle()
         seconds = time.perf_counter() - started
         position = {"epoch": self.epoch + 1.0, "step": float(self.step), "lr": self.learning_rate}
         return position | loss_meter.means(seconds, self.world_size)
@@ -140,33 +145,30 @@ class TrainLoop:
         report = self._losses(output, batch)
         self.optimizer.zero_grad(set_to_none=True)
         report.total.backward()  # type: ignore[no-untyped-call]
-        self._require_finite(report, self._clip())
+        self._check.settle()
+        norm = self._clip()
+        self._check.note(self._position(), norm, report)
+        # The fused step leaves weights and moments as they are where this is 1, as GradScaler tells it to.
+        self.optimizer.found_inf = broken(norm)  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.model)
         self.step += 1
         return report
 
+    def _position(self) -> str:
+        return f"step {self.step} (epoch {self.epoch + 1})"
+
     def _losses(self, output: Any, batch: Batch) -> LossReport:
         try:
             return self.criterion(output, batch.targets)
         except NotFiniteError as error:
-            raise NotFiniteError(f"step {self.step} (epoch {self.epoch + 1}): {error}") from error
+            self._check.settle()  # the step before may be the cause
+            raise NotFiniteError(f"{self._position()}: {error}") from error
 
-    def _clip(self) -> float:
+    def _clip(self) -> Tensor:
         limit = self.config.optimizer.clip_norm or math.inf
-        return float(nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True))
-
-    def _require_finite(self, report: LossReport, norm: float) -> None:
-        """After DDP's averaging a NaN of any rank is in every rank's gradients: all of them stop here."""
-        if math.isfinite(norm):
-            return
-        terms = [name for name, value in report.terms.items() if not bool(torch.isfinite(value))]
-        where = f"of {', '.join(terms)}" if terms else f"of the gradient (norm {norm}); the loss terms are finite here"
-        raise NotFiniteError(
-            f"step {self.step} (epoch {self.epoch + 1}): NaN or infinity {where}; training has diverged: lower "
-            f"optimizer.lr ({self.config.optimizer.lr}) or optimizer.clip_norm ({self.config.optimizer.clip_norm})"
-        )
+        return nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
 
     def evaluate(self) -> Metrics:
         """On the validation images, the same on every rank: COCO's numbers, and for sparse models `corr`, the share of
@@ -221,6 +223,9 @@ class TrainLoop:
         if self.config.training.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _step_progress(self, loss: Tensor) -> StepProgress:
+        return self._progress({"loss": float(loss), "lr": self.learning_rate})
 
     def _progress(self, metrics: Metrics) -> StepProgress:
         epochs = self.config.training.epochs

@@ -1,22 +1,27 @@
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import override
 from pipelines.train.engine.build import build_loop
+from pipelines.train.engine.finite import FiniteCheck
 from pipelines.train.engine.loop import TrainLoop
 from pipelines.train.engine.progress import StepProgress
 from sparse_detr.config_dict import to_dict
 from sparse_detr.errors import ConfigError, NotFiniteError
+from sparse_detr.losses.criterion import LossReport
 
 
 class Recorder:
@@ -24,8 +29,8 @@ class Recorder:
         self.steps: list[StepProgress] = []
         self.epochs: list[StepProgress] = []
 
-    def step_done(self, progress: StepProgress) -> None:
-        self.steps.append(progress)
+    def step_done(self, progress: Callable[[], StepProgress]) -> None:
+        self.steps.append(progress())
 
     def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
         self.epochs.append(progress)
@@ -124,6 +129,74 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(quick_run: RunConfig
         loop.run()
     assert all(bool(value.isfinite().all()) for value in loop.model.state_dict().values())
     assert before.keys() == loop.model.state_dict().keys()
+
+
+def test_a_late_check_names_the_step_that_broke_and_keeps_the_weights(quick_run: RunConfig) -> None:
+    """As on a GPU, where the numbers of a step are looked at in the next one, or at the end of the epoch."""
+    for broken_step in (1, 2):
+        loop = build_loop(quick_run)
+        loop._check = FiniteCheck(loop.config.optimizer, late=True)
+        criterion, seen = loop.criterion, list[dict[str, Tensor]]()
+
+        def broken(
+            output: Any,
+            targets: Any,
+            loop: TrainLoop = loop,
+            criterion: Any = criterion,
+            seen: list[dict[str, Tensor]] = seen,
+            broken_step: int = broken_step,
+        ) -> Any:
+            report = criterion(output, targets)
+            if loop.step == broken_step:
+                seen.append({name: value.clone() for name, value in loop.model.state_dict().items()})
+                report.terms["loss_giou"].fill_(float("nan"))
+                object.__setattr__(report, "total", report.total * float("nan"))
+            return report
+
+        loop.criterion = broken  # type: ignore[assignment]
+        with pytest.raises(NotFiniteError, match=rf"step {broken_step} \(epoch 1\): NaN or infinity of loss_giou"):
+            loop.run()
+        assert same(seen[0], dict(loop.model.state_dict()))
+
+
+class _Waits(TorchDispatchMode):
+    """Counts numbers taken out of tensors, each of which waits for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_update_and_hook_wait_for_nothing_unless_asked(quick_run: RunConfig, late: bool) -> None:
+    class Quiet(Recorder):
+        def step_done(self, progress: Callable[[], StepProgress]) -> None:
+            pass
+
+    # Dense: a sparse model asks for the number of kept tokens in every forward pass. The losses match on the host.
+    loop = build_loop(override(quick_run, {"model.keep_ratio": 1.0}), hooks=Quiet())
+    loop._check = FiniteCheck(loop.config.optimizer, late=late)
+    batch = next(iter(loop.data.train))
+    loop.network.train()
+    report = loop.train_step(batch)
+    loop._losses = lambda output, batch: report_of(output)  # type: ignore[method-assign]
+
+    def report_of(output: Any) -> LossReport:
+        total = output.logits.square().mean() + output.boxes.mean()
+        return LossReport(total=total, terms={"loss_ce": total.detach()}, metrics={})
+
+    with _Waits() as waits:
+        for _ in range(3):
+            report = loop.train_step(batch)
+            loop.hooks.step_done(functools.partial(loop._step_progress, report.total.detach()))
+    assert waits.count == 0
+    with _Waits() as waits:
+        loop._step_progress(report.total.detach())
+    assert waits.count == 1
 
 
 def test_predictions_that_are_not_finite_stop_with_the_step(quick_run: RunConfig) -> None:
