@@ -6,19 +6,21 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.cli.console import progress_bar, say
-from pipelines.cluster.session import ray_session
+from pipelines.cluster.session import Connect, ray_session
 from tune.config import SweepConfig
 from tune.report import rows
-from tune.sweep import sweep
+from tune.sweep import LaunchTrials, fit_trials, sweep
 
 
-def sweep_command(config: SweepConfig) -> int:
+def sweep_command(config: SweepConfig, *, connect: Connect = ray_session, launch: LaunchTrials = fit_trials) -> int:
     """Run the sweep and show its trials, the best first."""
-    with ray_session(), progress_bar("Sweeping") as move:
+    with progress_bar("Sweeping") as move:
         result = sweep(
             config,
             on_start=lambda start: say(start.describe()),
             on_progress=lambda progress: move(progress.epochs_done, progress.epochs),
+            connect=connect,
+            launch=launch,
         )
     table = Table(title=f"{len(result.trials)} trials, best first", title_justify="left")
     found = rows(result.trials)

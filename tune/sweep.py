@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +13,14 @@ import ray.tune
 import ray.tune.search.optuna
 
 from pipelines.cluster.access import DriverAccess
-from pipelines.cluster.resources import cluster_resources, fitting_trials, trial_resources
-from pipelines.cluster.session import prepare_environment
-from pipelines.recipes.paths import absolute
+from pipelines.cluster.resources import fitting_trials, trial_resources
+from pipelines.cluster.session import Connect, ray_session
+from pipelines.recipes.config import RunConfig
 from pipelines.tracking.training_run import address, open_tracker
-from pipelines.train.engine.build import with_classes
-from pipelines.train.preflight import OnStart, RunStart, check_data
+from pipelines.train.preflight import OnStart, preflight
 from sparse_detr.config_dict import to_dict
 from sparse_detr.errors import SparseDetrError
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.location import Location
 from sparse_detr.storage.output import claim_folder
 from tune.config import SweepConfig
 from tune.progress import OnSweepProgress, SweepCallback
@@ -32,14 +33,29 @@ RESULTS = ("sweep.json", "trials", "tune")
 """Everything that a sweep leaves; `sweep.json` says that it is complete."""
 
 
+LaunchTrials = Callable[[SweepConfig, TrialTask, Location, int, OnSweepProgress | None], SweepResult]
+"""Runs all trials, at most so many at once, as `fit_trials` does with Ray Tune."""
+
+
+def fit_trials(
+    config: SweepConfig, task: TrialTask, output: Location, concurrent: int, on_progress: OnSweepProgress | None
+) -> SweepResult:
+    """Run the trials with Ray Tune, which keeps its state in `output/tune`."""
+    return collect(_tuner(config, task, output, concurrent, on_progress).fit())
+
+
 def sweep(
     config: SweepConfig,
     *,
     on_start: OnStart | None = None,
     on_progress: OnSweepProgress | None = None,
+    connect: Connect = ray_session,
+    launch: LaunchTrials = fit_trials,
     parent_run_id: str | None = None,
 ) -> SweepResult:
-    """Run all trials on the Ray that this process is connected to; a trial that breaks is listed with its error.
+    """Run all trials on the Ray that this process is connected to, or that `connect` opens once all else is checked.
+
+    A trial that breaks is listed with its error.
 
     `on_start` is called before the first trial, with what was found in the data.
 
@@ -50,25 +66,24 @@ def sweep(
         OutputExistsError: `run.output` holds another sweep and `run.existing` is `refuse`.
         SparseDetrError: every trial broke.
     """
-    prepare_environment()
     # Ray would take Ctrl-C for itself and go on to the end of the sweep's bookkeeping.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    run = absolute(config.run)
-    output = locate(run.output)
-    check_access(output)
-    start = RunStart(data=check_data(run))
-    run = with_classes(run, start.data.classes)
-    room = fitting_trials(run, cluster_resources())
+    checked = preflight(config.run)
+    # Every trial starts in its own way, so the sweep records none.
+    run, output, start = checked.config, checked.output, replace(checked.start, weights=None)
+    # Refused before Ray starts; deleted once the cluster has room.
     claim = claim_folder(output, run.existing, RESULTS, field="run.output", holds=lambda: "another sweep")
-    claim.clear()
-    if on_start is not None:
-        on_start(start)
-    with open_tracker(replace(run, name=f"sweep {run.name}"), parent_run_id=parent_run_id) as tracker:
+    with ExitStack() as stack:
+        room = fitting_trials(run, stack.enter_context(connect()).resources)
+        claim.clear()
+        if on_start is not None:
+            on_start(start)
+        named = replace(run, name=f"sweep {run.name}")
+        tracker = stack.enter_context(open_tracker(named, parent_run_id=parent_run_id))
         start.record(tracker)
         each, access = to_dict(replace(run, existing="overwrite")), DriverAccess(os.environ)
         task = TrialTask(run=each, parent=address(tracker), access=access)
-        tuner = _tuner(config, task, output, min(room, config.concurrent), on_progress)
-        result = collect(tuner.fit())
+        result = launch(config, task, output, min(room, config.concurrent), on_progress)
         write_report(result, output, tracker)
     if result.best is None:
         raise SparseDetrError(f"sweep: all {len(result.trials)} trials broke; the first: {result.trials[0].error}")

@@ -21,6 +21,7 @@ from pipelines.tracking.training_run import child_of, closing
 from pipelines.train.engine.build import build_loop
 from pipelines.train.engine.loop import TrainLoop
 from pipelines.train.engine.progress import StepProgress
+from pipelines.train.preflight import record_weights
 from pipelines.train.run import train
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.ops.self_check import self_test
@@ -81,7 +82,9 @@ def run_trial(settings: Mapping[str, Any], task: TrialTask) -> None:
     with closing(child_of(task.parent, config.name, trial_id)) as tracker:
         tracker.params(field_values(to_dict(config)))
         hooks = TuneHooks(tracker, f"{config.output}/model")
-        build_loop(config, device=device, hooks=hooks, on_weights=lambda weights: weights.record(tracker)).run()
+        build_loop(
+            config, device=device, hooks=hooks, on_weights=lambda weights: record_weights(weights, tracker)
+        ).run()
 
 
 def _run_with_workers(config: RunConfig, task: TrialTask, trial_id: str) -> None:

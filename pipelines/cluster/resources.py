@@ -4,39 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import ray
-import ray.train
-import ray.train.torch
-import ray.tune
-import ray.tune.search.optuna
-
 from pipelines.recipes.config import RunConfig
 from sparse_detr.errors import ConfigError
 
 
-def require_cluster(workers: int, cpus_per_worker: int, use_gpu: bool) -> None:
+def require_cluster(workers: int, cpus_per_worker: int, use_gpu: bool, cluster: Mapping[str, float]) -> None:
     """Refuse what could never start: Ray would wait for the resources for ever, without a word.
 
     Raises:
         ConfigError: the cluster has fewer CPUs or GPUs than all workers take together.
     """
-    have: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     needs = {"CPU": workers * cpus_per_worker, "GPU": workers if use_gpu else 0}
     for kind, need in needs.items():
-        if need > have.get(kind, 0):
+        if need > cluster.get(kind, 0):
             raise ConfigError(
-                f"training.workers: {workers} take {need} {kind}s together, the cluster has {have.get(kind, 0):g}; "
+                f"training.workers: {workers} take {need} {kind}s together, the cluster has {cluster.get(kind, 0):g}; "
                 "lower training.workers or training.cpus_per_worker, or connect to a larger cluster"
             )
 
 
 DRIVER_CPUS = 0.01
 """What a trial itself takes when its workers are Ray Train's; Tune refuses 0."""
-
-
-def cluster_resources() -> dict[str, float]:
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
 
 
 def trial_resources(run: RunConfig) -> dict[str, float]:

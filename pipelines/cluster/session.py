@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,21 @@ class RaySession:
     gpus: float
     local: bool
     """Whether the cluster was started here and ends with the session."""
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs under Ray's names."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
+
+    def describe(self) -> str:
+        """One line for the terminal."""
+        kind = "local Ray" if self.local else f"Ray at {self.address}"
+        dashboard = f", dashboard {self.dashboard}" if self.dashboard else ""
+        return f"{kind}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{dashboard}"
+
+
+Connect = Callable[[], AbstractContextManager[RaySession]]
+"""Opens a session, as `ray_session` does."""
 
 
 _LOOPBACK_ONLY = {

@@ -5,20 +5,23 @@ from __future__ import annotations
 from rich.console import Console
 
 from pipelines.cli.console import progress_bar, say, values_table
-from pipelines.cluster.session import RaySession, ray_session
+from pipelines.cluster.session import Connect, ray_session
 from pipelines.recipes.config import RunConfig
+from pipelines.train.launch import Launch, fit
 from pipelines.train.preflight import RunStart
 from pipelines.train.run import train
 
 
-def train_command(config: RunConfig) -> int:
-    """Train, with steps and loss on the progress bar, and show the best epoch and where the model lies."""
-    with ray_session() as session, progress_bar("Training") as move:
-        _say_where(session)
+def train_command(config: RunConfig, *, connect: Connect = ray_session, launch: Launch = fit) -> int:
+    """Train, with steps and loss on the progress bar, and show the best epoch and where the model is."""
+    with progress_bar("Training") as move:
         result = train(
             config,
+            on_session=lambda session: say(session.describe()),
             on_start=lambda start: say(start.describe()),
             on_progress=lambda progress: move(progress.step, progress.steps),
+            connect=connect,
+            launch=launch,
         )
     best = result.best
     facts = {name: best[name] for name in ("epoch", "loss", "ap", "ap50", "ap75") if name in best}
@@ -27,12 +30,6 @@ def train_command(config: RunConfig) -> int:
     where |= _start_rows(result.start) | _run_row(result.run_id)
     Console().print(values_table(f"Best epoch of {len(result.history)}", facts | where))
     return 0
-
-
-def _say_where(session: RaySession) -> None:
-    kind = "local Ray" if session.local else f"Ray at {session.address}"
-    dashboard = f", dashboard {session.dashboard}" if session.dashboard else ""
-    say(f"{kind}: {session.cpus:g} CPUs, {session.gpus:g} GPUs{dashboard}")
 
 
 def _start_rows(start: RunStart) -> dict[str, object]:

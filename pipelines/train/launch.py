@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ from sparse_detr.config_dict import to_dict
 from sparse_detr.storage.location import Location
 
 POLL_SECONDS = 0.3
+"""Between two looks at the progress board: a bar that moves three times a second, and Ctrl-C answered as soon."""
+
+Launch = Callable[
+    [RunConfig, Location, Tracker, OnProgress | None],
+    tuple[list[dict[str, float]], str],
+]
+"""Runs the workers of a training to the end, as `fit` does."""
 
 
 def fit(

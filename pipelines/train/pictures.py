@@ -74,7 +74,7 @@ class TrainingPictures:
         from pipelines.explain.run import explain_image
 
         if self._images is None:
-            self._images = _choose(loop.data.ground_truth, self._config.data.val_images, self._count)
+            self._images = choose_images(loop.data.ground_truth, self._config.data.val_images, self._count)
         data = self._config.data
         with tempfile.TemporaryDirectory(prefix="sparse-detr-") as folder:
             for name, image, truth in self._images:
@@ -92,7 +92,7 @@ class TrainingPictures:
             self._tracker.artifact(folder, f"{FOLDER}/epoch_{epoch:04d}")
 
 
-def _choose(ground_truth: dict[str, Any], root: str, count: int) -> list[tuple[str, Picture, Targets]]:
+def choose_images(ground_truth: dict[str, Any], root: str, count: int) -> list[tuple[str, Picture, Targets]]:
     """The first validation images with several objects, or the first ones: name, pixels, objects."""
     from sparse_detr.data.decode import decode_image
 

@@ -1,4 +1,4 @@
-"""What a run finds before its first step: boxes that its data loses, and where its weights come from."""
+"""Checks of a training or a sweep before its workers start, and what they found. They need no cluster."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipelines.cli.console import listing
+from pipelines.cluster.session import prepare_environment
 from pipelines.recipes.config import RunConfig
+from pipelines.recipes.paths import absolute
 from pipelines.tracking.tracker import Tracker
 from pipelines.train.engine.batches import LOCATIONS, read_annotations, require_locations
-from pipelines.train.engine.initial_weights import StartReport
+from pipelines.train.engine.build import with_classes
+from pipelines.train.engine.initial_weights import describe_initial_model
+from pipelines.train.output import CHECKPOINTS
 from sparse_detr.data.coco import verify_images
 from sparse_detr.errors import require
 from sparse_detr.records import Classes
 from sparse_detr.storage.download import check_address
-from sparse_detr.storage.location import check_access, locate
+from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.weights.state import LoadReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +28,7 @@ class RunStart:
 
     data: CheckedData
     """What there is to train on."""
-    weights: StartReport | None = None
+    weights: LoadReport | None = None
     """None where a run goes on from its checkpoint, and for a sweep, whose trials start each in their own way."""
 
     def describe(self) -> str:
@@ -41,7 +46,15 @@ class RunStart:
         if self.data.dropped:
             tracker.text("\n".join(self.data.dropped), "dropped_boxes.txt")
         if self.weights is not None:
-            self.weights.record(tracker)
+            record_weights(self.weights, tracker)
+
+
+def record_weights(report: LoadReport, tracker: Tracker) -> None:
+    """Write the line as a tag of the run, and every name that starts fresh or is ignored as a text."""
+    tracker.tags({"sparse_detr.starting_weights": report.describe()})
+    names = [f"fresh: {name}" for name in report.fresh] + [f"ignored: {name}" for name in report.ignored]
+    if names:
+        tracker.text("\n".join([report.describe(), *names]), "starting_weights.txt")
 
 
 OnStart = Callable[[RunStart], None]
@@ -59,6 +72,36 @@ class CheckedData:
     """Validation images."""
     dropped: tuple[str, ...] = ()
     """Bad boxes of these images: each with its file and the reason why it was left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """A run that may start."""
+
+    config: RunConfig
+    """With absolute paths, and the number of classes of its data."""
+    output: Location
+    """Its folder, which can be reached."""
+    start: RunStart
+    """For the terminal and MLflow."""
+
+
+def preflight(config: RunConfig) -> Preflight:
+    """All checks that need no cluster: the settings first, then output, data, starting weights.
+
+    Raises:
+        SparseDetrError: what the user can fix, with field and remedy.
+    """
+    prepare_environment()
+    require_locations(config.data)
+    config = absolute(config)
+    output = locate(config.output)
+    check_access(output)
+    data = check_data(config)
+    config = with_classes(config, data.classes)
+    resumed = config.existing == "resume" and output.child(CHECKPOINTS).exists()
+    weights = None if resumed else describe_initial_model(config, data.classes)
+    return Preflight(config=config, output=output, start=RunStart(data=data, weights=weights))
 
 
 def check_data(config: RunConfig) -> CheckedData:

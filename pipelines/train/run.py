@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pipelines.cluster.resources import require_cluster
-from pipelines.cluster.session import prepare_environment
+from pipelines.cluster.session import Connect, RaySession, ray_session
 from pipelines.recipes.config import RunConfig
-from pipelines.recipes.paths import absolute
 from pipelines.tracking.training_run import open_tracker
-from pipelines.train.engine.build import with_classes
-from pipelines.train.engine.initial_weights import StartReport, initial_model
 from pipelines.train.engine.progress import OnProgress
-from pipelines.train.launch import fit
-from pipelines.train.output import CHECKPOINTS, claim_output, publish_model, write_result, write_run
-from pipelines.train.preflight import OnStart, RunStart, check_data
-from sparse_detr.records import Classes
-from sparse_detr.storage.location import Location, check_access, locate
+from pipelines.train.launch import Launch, fit
+from pipelines.train.output import claim_output, publish_model, write_result, write_run
+from pipelines.train.preflight import OnStart, RunStart, preflight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,39 +48,47 @@ def train(
     *,
     on_start: OnStart | None = None,
     on_progress: OnProgress | None = None,
+    on_session: Callable[[RaySession], None] | None = None,
+    connect: Connect = ray_session,
+    launch: Launch = fit,
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> TrainResult:
-    """Train on the Ray that this process is connected to (see `ray_session`).
+    """Train on the Ray that this process is connected to, or that `connect` opens once all else is checked.
 
     `on_start` is called before the workers start, with what was found until then, `on_progress` about three times a
     second, both in this thread. Ctrl-C leaves at once with KeyboardInterrupt; `ray.shutdown` (or leaving
     `ray_session`) ends the workers.
 
     Args:
+        on_session: told which Ray it is, before `on_start`.
+        launch: runs the workers; `fit` does so with Ray Train.
         parent_run_id: MLflow run to nest this one under.
         tags: tags of the MLflow run.
 
     Raises:
-        SparseDetrError: anything that the user can mend, found before the workers start or by one of them.
+        SparseDetrError: anything that the user can fix, found before the workers start or by one of them.
         ray.train.TrainingFailedError: workers died more often than `training.max_failures`.
     """
     started = time.perf_counter()
-    prepare_environment()
-    config = absolute(config)
-    output = locate(config.output)
-    check_access(output)
-    data = check_data(config)
-    config = with_classes(config, data.classes)
-    require_cluster(config.training.workers, config.training.cpus_per_worker, config.training.use_gpu)
-    start = RunStart(data=data, weights=_starting_weights(config, output, data.classes))
-    continued = claim_output(output, config)
-    if on_start is not None:
-        on_start(start)
-    with open_tracker(config, parent_run_id=parent_run_id, run_id=continued, tags=tags) as tracker:
+    checked = preflight(config)
+    config, output, start = checked.config, checked.output, checked.start
+    # To refuse or to resume is only to read; to overwrite deletes, and so waits until the cluster has room.
+    continued = None if config.existing == "overwrite" else claim_output(output, config)
+    with ExitStack() as stack:
+        session = stack.enter_context(connect())
+        training = config.training
+        require_cluster(training.workers, training.cpus_per_worker, training.use_gpu, session.resources)
+        if config.existing == "overwrite":
+            claim_output(output, config)
+        if on_session is not None:
+            on_session(session)
+        if on_start is not None:
+            on_start(start)
+        tracker = stack.enter_context(open_tracker(config, parent_run_id=parent_run_id, run_id=continued, tags=tags))
         write_run(output, config, tracker.run_id)
         start.record(tracker)
-        history, best = fit(config, output, tracker, on_progress)
+        history, best = launch(config, output, tracker, on_progress)
         model = publish_model(output, best)
         tracker.model(model.uri)
         seconds, speed = time.perf_counter() - started, mean_throughput(history)
@@ -99,13 +103,6 @@ def train(
         start=start,
         run_id=tracker.run_id,
     )
-
-
-def _starting_weights(config: RunConfig, output: Location, classes: Classes) -> StartReport | None:
-    """What the workers will start from, found out here, where it can be shown; None where they go on instead."""
-    if config.existing == "resume" and output.child(CHECKPOINTS).exists():
-        return None
-    return initial_model(config, classes)[1]
 
 
 def mean_throughput(history: Sequence[Mapping[str, float]]) -> float:

@@ -30,7 +30,7 @@ from sparse_detr.ops.self_check import self_test
 logger = logging.getLogger(__name__)
 
 POST_SECONDS = 0.5
-"""Least time between two posts to the driver."""
+"""Least time between two posts to the driver: each makes the device wait once, and the bar needs no more."""
 CURVE_SECONDS = 10.0
 """Least time between two points of the curves over steps in MLflow."""
 

@@ -23,27 +23,13 @@ from sparse_detr.model.backbone.base import Backbone
 from sparse_detr.model.backbone.frozen_batch_norm import FrozenBatchNorm
 from sparse_detr.model.base import Detector
 from sparse_detr.storage.download import parse_address, read_checked
-from sparse_detr.weights.state import check_keys, listed
+from sparse_detr.weights.state import LoadReport, check_keys, listed
 from sparse_detr.weights.tensor_file import Sections, read_sections
 
 _SECOND_CHOICE = re.compile(r"target|teacher|momentum|encoder_k|(^|[._/])ema", re.IGNORECASE)
 """Slowly moving copies of a network, which self-supervised training has beside the network itself."""
 _BLOCK = re.compile(r"^(layer\d|layers\.\d\.blocks)\.(\d+)\.")
 _FIXED = "relative_position_index"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadReport:
-    """What became of the tensors of a backbone file."""
-
-    loaded: tuple[str, ...]
-    """Backbone tensors that now hold the file's numbers."""
-    fresh: tuple[str, ...]
-    """Backbone tensors that the file does not have: they stay as they were."""
-    ignored: tuple[str, ...]
-    """The file's tensors that this backbone has no use for, and its other sections, which end in `/`."""
-    prefix: str = ""
-    """What stood before every name in the file: sections end in `/`, modules in a dot (`state_dict/module.`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +52,8 @@ def load_backbone(model: Detector, uri: str | Path) -> LoadReport:
     frozen norm. A backbone with group norm takes the convolutions alone.
 
     Args:
-        model: its backbone is changed, all of it or not at all.
+        model: its backbone is changed, all of it or not at all. On the meta device nothing is changed, and all is
+            checked but the table of offsets in a Swin's window, which then has no numbers.
         uri: path, `s3://` or `https://` address of a safetensors or PyTorch file, with a checksum if wanted (on the web
             always): see `download`. No code from the file runs.
 
@@ -84,10 +71,12 @@ def load_backbone(model: Detector, uri: str | Path) -> LoadReport:
     state = own | {key: content[key] for key in loaded}
     check_keys(own, state, name)
     _require_same_network(own, found.tensors, name, model.config.backbone.name)
-    model.backbone.load_state_dict(state)
+    if not _is_meta(own):
+        model.backbone.load_state_dict(state)
     folded = {f"{conv}.bias" for conv in _folded(found.tensors)} if frozen else set()
     used = {found.names[key] for key in found.names.keys() & ({*loaded} | folded)}
     return LoadReport(
+        source=str(uri),
         loaded=tuple(loaded),
         fresh=tuple(sorted(own.keys() - set(loaded))),
         ignored=(*sorted(sections[found.section].keys() - used), *_other_sections(sections, found.section)),
@@ -150,8 +139,12 @@ def _require_same_network(own: Mapping[str, Tensor], given: Mapping[str, Tensor]
                 "or correct backbone.name"
             )
     for key in sorted(own.keys() & given.keys()):
-        if key.endswith(_FIXED) and not torch.equal(own[key], given[key].to(own[key])):
+        if key.endswith(_FIXED) and not own[key].is_meta and not torch.equal(own[key], given[key].to(own[key])):
             raise CheckpointError(f"{name}: {key} numbers the offsets in a window otherwise; give a Swin of window 7")
+
+
+def _is_meta(state: Mapping[str, Tensor]) -> bool:
+    return any(tensor.is_meta for tensor in state.values())
 
 
 def _blocks(names: Mapping[str, Tensor]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from sparse_detr.config_dict import from_dict, to_dict
@@ -26,7 +27,8 @@ from sparse_detr.model.base import Detector
 from sparse_detr.model.config import ModelConfig
 from sparse_detr.records import Classes, ImageSize
 from sparse_detr.storage.location import Location, locate
-from sparse_detr.weights.state import load_state
+from sparse_detr.storage.s3 import explained
+from sparse_detr.weights.state import check_keys, load_state
 
 D = TypeVar("D", bound=Detector)
 
@@ -72,6 +74,41 @@ def load_model(uri: str | Path, kind: Callable[[ModelConfig], D]) -> D:
     model = _parse_config(files[CONFIG], folder.child(CONFIG).uri, kind)
     load_state(model, _parse_weights(files[WEIGHTS], folder.child(WEIGHTS).uri), folder.child(WEIGHTS).uri)
     return model.eval()
+
+
+def describe_model(uri: str | Path, kind: Callable[[ModelConfig], D]) -> D:
+    """The model of a folder without its numbers, on the meta device: of the weights it reads the header alone.
+
+    Raises:
+        CheckpointError: as `load_model`, but for damage within the weights.
+        StorageError: the store cannot be reached.
+    """
+    folder = locate(uri)
+    manifest = _read_json(folder, MANIFEST)
+    config, weights = _read_verified(folder, CONFIG, manifest), folder.child(WEIGHTS)
+    with torch.device("meta"):
+        model = _parse_config(config, folder.child(CONFIG).uri, kind)
+    check_keys(model.state_dict(), _read_header(weights, manifest), weights.uri)
+    return model.eval()
+
+
+def _read_header(file: Location, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on the meta device; its size must be the manifest's."""
+    if not file.exists() or WEIGHTS not in manifest:
+        raise CheckpointError(f"{file.uri}: missing or not in {MANIFEST}; fetch the model again")
+    with file.open_input() as stream, explained(file.uri):
+        size = stream.size()
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(min(length, size))
+    if size != manifest[WEIGHTS]["size"]:
+        raise CheckpointError(
+            f"{file.uri}: {size} bytes that are not those of {MANIFEST}: cut short, damaged or exchanged; "
+            "fetch the model again"
+        )
+    entries = _parse_json(header, file.uri)
+    return {
+        name: torch.empty(entry["shape"], device="meta") for name, entry in entries.items() if name != "__metadata__"
+    }
 
 
 def _entry(data: bytes) -> dict[str, Any]:

@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from sparse_detr.errors import CheckpointError
 
 _LISTED = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """Where a model's weights come from, and what became of the source's tensors."""
+
+    source: str | None
+    """Path or URI; None where all weights are random."""
+    loaded: tuple[str, ...] = ()
+    """Tensors that now hold the source's numbers."""
+    fresh: tuple[str, ...] = ()
+    """Tensors that the source lacks: they stay as they were, random at the start of a training."""
+    ignored: tuple[str, ...] = ()
+    """What the source has and the model lacks; other sections of a file end in `/`."""
+    prefix: str = ""
+    """What stood before every name in the source: sections end in `/`, modules in a dot (`state_dict/module.`)."""
+
+    def describe(self) -> str:
+        """One line, with the names of what starts fresh shortened to their stems."""
+        if self.source is None:
+            return "all weights start fresh"
+        stems = sorted({".".join(name.split(".")[:2]) for name in self.fresh})
+        fresh = f"; fresh: {len(self.fresh)} ({', '.join(stems)})" if self.fresh else ""
+        ignored = f"; ignored: {len(self.ignored)}" if self.ignored else ""
+        prefix = f" from under {self.prefix}" if self.prefix else ""
+        return f"{self.source}: {len(self.loaded)} tensors loaded{prefix}{fresh}{ignored}"
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

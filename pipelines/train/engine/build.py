@@ -9,10 +9,11 @@ import torch
 
 from pipelines.recipes.config import RunConfig
 from pipelines.train.engine.batches import load_data
-from pipelines.train.engine.initial_weights import StartReport, initial_model
+from pipelines.train.engine.initial_weights import initial_model
 from pipelines.train.engine.loop import TrainHooks, TrainLoop
 from sparse_detr.losses.criterion import Criterion
 from sparse_detr.records import Classes
+from sparse_detr.weights.state import LoadReport
 
 
 def with_classes(config: RunConfig, classes: Classes) -> RunConfig:
@@ -27,7 +28,7 @@ def build_loop(
     world_size: int = 1,
     device: torch.device | str = "cpu",
     hooks: TrainHooks | None = None,
-    on_weights: Callable[[StartReport], None] | None = None,
+    on_weights: Callable[[LoadReport], None] | None = None,
 ) -> TrainLoop:
     """Read the data and put the loop of one rank together; `on_weights` is told where its weights come from."""
     data = load_data(config, rank=rank, world_size=world_size)

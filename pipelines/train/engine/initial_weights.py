@@ -1,51 +1,22 @@
-"""The parts of a training run, made from its config: starting weights, data, criterion, loop."""
+"""Weights of a training before its first step: random, of a backbone, or of a model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+
+import torch
 
 from pipelines.recipes.config import RunConfig
-from pipelines.tracking.tracker import Tracker
 from pipelines.train.engine.loop import seed_everything
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError
 from sparse_detr.records import Classes
 from sparse_detr.weights.backbones import load_backbone
+from sparse_detr.weights.model_folder import describe_model
+from sparse_detr.weights.state import LoadReport
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartReport:
-    """Where the weights at the start come from."""
-
-    source: str | None
-    """Path or URI; None where all weights are random."""
-    loaded: tuple[str, ...] = ()
-    fresh: tuple[str, ...] = ()
-    """Parameters that the source lacks: they start random."""
-    ignored: tuple[str, ...] = ()
-    """What the source has and the model lacks."""
-    prefix: str = ""
-    """What stood before every name in the source and was taken off."""
-
-    def describe(self) -> str:
-        """One line, with the names of what starts fresh shortened to their stems."""
-        if self.source is None:
-            return "all weights start fresh"
-        stems = sorted({".".join(name.split(".")[:2]) for name in self.fresh})
-        fresh = f"; fresh: {len(self.fresh)} ({', '.join(stems)})" if self.fresh else ""
-        ignored = f"; ignored: {len(self.ignored)}" if self.ignored else ""
-        prefix = f" from under {self.prefix}" if self.prefix else ""
-        return f"{self.source}: {len(self.loaded)} tensors loaded{prefix}{fresh}{ignored}"
-
-    def record(self, tracker: Tracker) -> None:
-        """Write the line as a tag of the run, and every name that starts fresh or is ignored as a text."""
-        tracker.tags({"sparse_detr.starting_weights": self.describe()})
-        names = [f"fresh: {name}" for name in self.fresh] + [f"ignored: {name}" for name in self.ignored]
-        if names:
-            tracker.text("\n".join([self.describe(), *names]), "starting_weights.txt")
-
-
-def initial_model(config: RunConfig, classes: Classes) -> tuple[SparseDetr, StartReport]:
+def initial_model(config: RunConfig, classes: Classes) -> tuple[SparseDetr, LoadReport]:
     """The model before its first step: the same on every rank.
 
     Raises:
@@ -56,23 +27,34 @@ def initial_model(config: RunConfig, classes: Classes) -> tuple[SparseDetr, Star
     model = SparseDetr(config.model)
     model.classes = classes
     model.image_size = config.data.image_size
-    report = StartReport(source=None)
-    if config.training.init_backbone is not None:
-        found = load_backbone(model, config.training.init_backbone)
-        report = StartReport(
-            source=config.training.init_backbone,
-            loaded=found.loaded,
-            fresh=found.fresh,
-            ignored=found.ignored,
-            prefix=found.prefix,
-        )
-    if config.training.init_model is not None:
-        report = _load_weights(model, config.training.init_model, classes)
+    report = _start(model, config, classes, SparseDetr.from_pretrained)
     return model, report
 
 
-def _load_weights(model: SparseDetr, uri: str, classes: Classes) -> StartReport:
-    source = SparseDetr.from_pretrained(uri)
+def describe_initial_model(config: RunConfig, classes: Classes) -> LoadReport:
+    """What `initial_model` would report, by names and shapes: the model is on the meta device, without a number.
+
+    Of a model folder it reads the header. A backbone's file is read whole, since a `.pth` has its names throughout and
+    a checksum needs all bytes; from the web it is fetched once per machine, into the cache of downloads.
+
+    Raises:
+        CheckpointError, ConfigError: as `initial_model`, but for damage within the weights of `init_model`.
+    """
+    with torch.device("meta"):
+        model = SparseDetr(config.model)
+    return _start(model, config, classes, lambda uri: describe_model(uri, SparseDetr))
+
+
+def _start(model: SparseDetr, config: RunConfig, classes: Classes, read: Callable[[str], SparseDetr]) -> LoadReport:
+    training, report = config.training, LoadReport(source=None)
+    if training.init_backbone is not None:
+        report = load_backbone(model, training.init_backbone)
+    if training.init_model is not None:
+        report = _load_weights(model, read(training.init_model), training.init_model, classes)
+    return report
+
+
+def _load_weights(model: SparseDetr, source: SparseDetr, uri: str, classes: Classes) -> LoadReport:
     if source.classes is not None and source.classes.names != classes.names:
         raise ConfigError(
             f"training.init_model: {uri} knows the classes {source.classes.names}, the data has {classes.names}; "
@@ -87,7 +69,7 @@ def _load_weights(model: SparseDetr, uri: str, classes: Classes) -> StartReport:
             )
     shared = {name: value for name, value in given.items() if name in wanted}
     model.load_state_dict(shared, strict=False)
-    return StartReport(
+    return LoadReport(
         source=uri,
         loaded=tuple(shared),
         fresh=tuple(name for name in wanted if name not in given),

@@ -1,4 +1,4 @@
-"""What the verbs train and sweep show before the first step, and what MLflow gets of it. Without Ray."""
+"""Preflight of train and sweep: what they show before the first step, what MLflow gets of it. Without Ray."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from pipelines.cluster.session import RaySession
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import override
 from pipelines.tracking.tracker import NullTracker
+from pipelines.train.command import train_command
 from pipelines.train.engine.build import with_classes
-from pipelines.train.engine.initial_weights import StartReport, initial_model
+from pipelines.train.engine.initial_weights import initial_model
 from pipelines.train.preflight import CheckedData, RunStart, check_data
+from pipelines.train.run import train
+from sparse_detr.errors import ConfigError, OutputExistsError, SparseDetrError
 from sparse_detr.records import Classes
 from sparse_detr.storage.location import Location
 from sparse_detr.weights.model_folder import save_model
+from sparse_detr.weights.state import LoadReport
+from tune.command import sweep_command
+from tune.config import SweepConfig
+from tune.report import SweepResult, TrialResult
+from tune.sweep import sweep
 
 CLASSES = Classes(names=("cell",), category_ids=(1,))
 
@@ -45,7 +53,7 @@ def _start(dropped: int) -> RunStart:
     boxes = tuple(f"train.json: {i}.jpg: annotation {i}: box [0, 0, 0, 9] has no area" for i in range(dropped))
     data = CheckedData(classes=CLASSES, train_images=70, val_images=30, dropped=boxes)
     fresh = ("backbone.layer4.0.conv1.weight", "backbone.layer4.1.conv1.weight")
-    return RunStart(data=data, weights=StartReport(source="r18.safetensors", loaded=("a", "b", "c"), fresh=fresh))
+    return RunStart(data=data, weights=LoadReport(source="r18.safetensors", loaded=("a", "b", "c"), fresh=fresh))
 
 
 def test_the_first_boxes_are_shown_and_all_of_them_counted() -> None:
@@ -95,24 +103,25 @@ def spoilt_run(quick_run: RunConfig, tmp_path: Path) -> RunConfig:
     return override(quick_run, changes)
 
 
-def test_the_verb_train_says_what_was_loaded_and_left_out(
+@contextmanager
+def _never() -> Iterator[RaySession]:
+    raise AssertionError("Ray was started")
+    yield
+
+
+def _fitted(config: RunConfig, output: Location, *_: object) -> tuple[list[dict[str, float]], str]:
+    output.child("checkpoints/epoch_0001/model/manifest.json").write_bytes(b"{}")
+    return [{"epoch": 1.0, "train_seconds": 1.0, "images_per_second": 2.0}], "epoch_0001"
+
+
+def test_train_says_what_was_loaded_and_left_out(
     spoilt_run: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipelines.train import command as verbs
-    from pipelines.train import run as train
-
-    def fitted(config: RunConfig, output: Location, *_: object) -> tuple[list[dict[str, float]], str]:
-        output.child("checkpoints/epoch_0001/x").write_bytes(b"")
-        return [{"epoch": 1.0, "train_seconds": 1.0, "images_per_second": 2.0}], "epoch_0001"
-
     monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setattr(verbs, "ray_session", _no_ray)
-    monkeypatch.setattr(train, "require_cluster", lambda *_: None)
-    monkeypatch.setattr(train, "fit", fitted)
-    monkeypatch.setattr(train, "publish_model", lambda output, best: output.child("model"))
 
-    assert verbs.train_command(spoilt_run) == 0
+    assert train_command(spoilt_run, connect=_no_ray, launch=_fitted) == 0
     out, err = capsys.readouterr()
+    assert "local Ray: 4 CPUs" in err
     assert "Boxes left out: 1\n" in err
     assert "train.json: " in err
     assert "has no area" in err
@@ -121,31 +130,62 @@ def test_the_verb_train_says_what_was_loaded_and_left_out(
     assert "(scoring_network" in out
 
     again = override(spoilt_run, {"existing": "resume"})
-    assert verbs.train_command(again) == 0
+    assert train_command(again, connect=_no_ray, launch=_fitted) == 0
     out, err = capsys.readouterr()
     assert "tarting weights" not in out + err, "it goes on from its checkpoint"
 
 
-def test_the_verb_sweep_says_what_was_left_out(
+def test_sweep_says_what_was_left_out(
     spoilt_run: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tune import command as verb
-    from tune import sweep
-    from tune.report import SweepResult, TrialResult
-
-    class Tuner:
-        def fit(self) -> None:
-            return None
-
     params = {"keep_ratio": 0.1, "encoder_auxiliary_weight": 1.0}
     trial = TrialResult(id="t1", params=params, metrics={"ap": 0.5, "ap50": 0.7})
     monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setattr(verb, "ray_session", _no_ray)
-    monkeypatch.setattr(sweep, "cluster_resources", lambda: {"CPU": 4.0})
-    monkeypatch.setattr(sweep, "_tuner", lambda *_: Tuner())
-    monkeypatch.setattr(sweep, "collect", lambda _: SweepResult(trials=(trial,)))
 
-    assert verb.sweep_command(sweep.SweepConfig(run=spoilt_run)) == 0
+    found = SweepResult(trials=(trial,))
+    assert sweep_command(SweepConfig(run=spoilt_run), connect=_no_ray, launch=lambda *_: found) == 0
     err = capsys.readouterr().err
     assert "Boxes left out: 1\n" in err
     assert "has no area" in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.train_images": ""}, "data.train_images: not set"),
+        ({"data.val_images": "/nowhere"}, "/nowhere: no such file or folder"),
+        ({"training.global_batch": 99}, "training.global_batch: 99"),
+        ({"training.init_model": "/nowhere"}, "/nowhere: absent, not a model folder"),
+        ({"training.init_backbone": "/nowhere.pth"}, "/nowhere.pth"),
+    ],
+)
+def test_a_user_error_is_found_before_ray_starts(quick_run: RunConfig, changes: dict[str, Any], message: str) -> None:
+    config = override(quick_run, changes)
+    with pytest.raises(SparseDetrError, match=message):
+        train(config, connect=_never)
+    with pytest.raises(SparseDetrError, match=message):
+        sweep(SweepConfig(run=config), connect=_never)
+
+
+def test_an_output_of_another_run_is_found_before_ray_starts(quick_run: RunConfig) -> None:
+    train(quick_run, connect=_no_ray, launch=_fitted)
+    with pytest.raises(OutputExistsError, match="overwrite or resume"):
+        train(quick_run, connect=_never)
+    other = override(quick_run, {"existing": "resume", "optimizer.lr": 0.5})
+    with pytest.raises(ConfigError, match="optimizer"):
+        train(other, connect=_never)
+
+
+def test_a_sweep_that_may_not_write_is_found_before_ray_starts(quick_run: RunConfig) -> None:
+    Path(quick_run.output).mkdir()
+    Path(quick_run.output, "sweep.json").write_text("{}")
+    with pytest.raises(OutputExistsError, match=r"sweep\.json"):
+        sweep(SweepConfig(run=quick_run), connect=_never)
+
+
+def test_overwriting_waits_until_the_cluster_has_room(quick_run: RunConfig) -> None:
+    train(quick_run, connect=_no_ray, launch=_fitted)
+    large = override(quick_run, {"existing": "overwrite", "training.workers": 8})
+    with pytest.raises(ConfigError, match="8 take 8 CPUs together, the cluster has 4"):
+        train(large, connect=_no_ray, launch=_fitted)
+    assert Path(quick_run.output, "result.json").exists()

@@ -9,9 +9,9 @@ from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import override
 from pipelines.recipes.paths import absolute
 from pipelines.train.engine.build import build_loop, with_classes
-from pipelines.train.engine.initial_weights import initial_model
+from pipelines.train.engine.initial_weights import describe_initial_model, initial_model
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import ConfigError
+from sparse_detr.errors import CheckpointError, ConfigError
 from sparse_detr.records import Classes, ImageSize
 from sparse_detr.weights.model_folder import save_model
 
@@ -69,6 +69,7 @@ def test_a_backbone_file_says_what_it_lacks(shared: Path) -> None:
     model, report = initial_model(config, CLASSES)
     plain = SparseDetr(config.model)
 
+    assert describe_initial_model(config, CLASSES) == report
     assert report.source == uri
     assert any("layer3" in name for name in report.loaded)
     assert report.fresh
@@ -84,6 +85,7 @@ def test_a_start_from_a_model_names_what_is_fresh(quick_run: RunConfig, tmp_path
     sparse = override(dense, {"model.keep_ratio": 0.3, "training.init_model": str(tmp_path / "model")})
     model, report = initial_model(sparse, CLASSES)
 
+    assert describe_initial_model(sparse, CLASSES) == report
     assert report.fresh
     assert all(name.startswith("scoring_network.") for name in report.fresh)
     assert set(report.loaded) == set(given.state_dict())
@@ -96,8 +98,27 @@ def test_a_model_of_other_classes_is_refused(quick_run: RunConfig, tmp_path: Pat
     model, _ = initial_model(with_classes(quick_run, CLASSES), CLASSES)
     save_model(tmp_path / "model", model)
 
+    start = override(quick_run, {"training.init_model": str(tmp_path / "model")})
     with pytest.raises(ConfigError, match=r"training\.init_model: .*'red'.*'circle'"):
-        build_loop(override(quick_run, {"training.init_model": str(tmp_path / "model")}))
+        build_loop(start)
+    others = Classes(names=("circle", "square", "star"), category_ids=(1, 2, 3))
+    with pytest.raises(ConfigError, match=r"training\.init_model: .*'red'.*'circle'"):
+        describe_initial_model(with_classes(start, others), others)
+
+
+def test_a_description_reads_no_weights(quick_run: RunConfig, tmp_path: Path) -> None:
+    config = with_classes(quick_run, CLASSES)
+    save_model(tmp_path / "model", initial_model(config, CLASSES)[0])
+    start = override(config, {"training.init_model": str(tmp_path / "model")})
+    weights = tmp_path / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-64:] = bytes(64)
+    weights.write_bytes(content)
+
+    assert describe_initial_model(start, CLASSES).fresh == ()
+    weights.write_bytes(content[:-8])
+    with pytest.raises(CheckpointError, match="cut short"):
+        describe_initial_model(start, CLASSES)
 
 
 def test_the_model_knows_the_size_of_its_evaluation(quick_run: RunConfig) -> None:
