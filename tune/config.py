@@ -16,12 +16,12 @@ class SweepConfig:
     """A sweep as the command line sees it."""
 
     run: RunConfig
-    """What every trial does, but for its own parameters. Set `run.training.init_model` to fine-tune a trained model,
+    """Run of every trial, but for its own parameters. Set `run.training.init_model` to fine-tune a trained model,
     `run.training.epochs` and `run.data.train_limit` to keep trials short."""
     space: SearchSpace = field(default_factory=SearchSpace)
-    """What is varied."""
+    """Values to vary."""
     trials: int = 4
-    """How many trainings."""
+    """Number of trainings."""
     method: Literal["grid", "optuna"] = "grid"
     """`grid` walks through the combinations, `optuna` draws from them by what earlier trials found."""
     concurrent: int = 2

@@ -1,4 +1,4 @@
-"""How far a sweep is, for a progress bar."""
+"""Progress of a sweep, for a progress bar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ray.tune
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepProgress:
-    """Where a sweep stands."""
+    """Position of a sweep."""
 
     finished: int
     """Trials that are over, the broken ones included."""

@@ -1,4 +1,4 @@
-"""What a sweep found: one row a trial, the best, and the errors of those that broke."""
+"""Results of a sweep: one row a trial, the best, and the errors of those that broke."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep varies: how many tokens the encoder keeps, and how much its auxiliary losses weigh."""
+"""Parameters that a sweep varies: the encoder's keep ratio, and the weight of its auxiliary losses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SearchSpace:
 
     @property
     def size(self) -> int:
-        """How many combinations there are."""
+        """Number of combinations."""
         return len(self.keep_ratio) * len(self.encoder_auxiliary_weight)
 
     def grid(self, trials: int | None = None) -> tuple[Params, ...]:

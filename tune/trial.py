@@ -31,7 +31,7 @@ from tune.search_space import as_overrides
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialTask:
-    """What is the same for every trial of a sweep."""
+    """Settings that are the same for every trial of a sweep."""
 
     run: dict[str, Any] = field(repr=False)
     """The run config that the parameters change, as a dict. It and `parent` may hold a tracking URI with a password,
@@ -69,7 +69,7 @@ class TuneHooks:
 
 
 def run_trial(settings: Mapping[str, Any], task: TrialTask) -> None:
-    """What Tune calls for each trial, in a process of its own; `settings["params"]` are the trial's."""
+    """Run one trial; Tune calls this for each, in a process of its own; `settings["params"]` are the trial's."""
     params: Mapping[str, float] = settings["params"]
     trial_id = ray.tune.get_context().get_trial_id()
     config = trial_config(task, params, trial_id)

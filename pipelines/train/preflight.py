@@ -27,7 +27,7 @@ class RunStart:
     """For the terminal, and for the MLflow run."""
 
     data: CheckedData
-    """What there is to train on."""
+    """Images, classes, and boxes left out."""
     weights: LoadReport | None = None
     """None where a run goes on from its checkpoint, and for a sweep, whose trials start each in their own way."""
 
@@ -63,7 +63,7 @@ OnStart = Callable[[RunStart], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedData:
-    """What `check_data` found."""
+    """Findings of `check_data`."""
 
     classes: Classes
     train_images: int

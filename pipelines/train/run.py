@@ -22,7 +22,7 @@ from pipelines.train.preflight import OnStart, RunStart, preflight
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """What a training left behind."""
+    """Results of a training."""
 
     checkpoint: str
     """Path or URI of the model folder with the best validation AP."""
@@ -33,7 +33,7 @@ class TrainResult:
     images_per_second: float
     """Mean training throughput of all workers together, evaluation left out."""
     start: RunStart
-    """What was found before the first step: data, starting weights."""
+    """Findings before the first step: data, starting weights."""
     run_id: str | None = None
     """MLflow run."""
 

@@ -32,7 +32,7 @@ class TrainBatches(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """What one rank trains on, and is judged by."""
+    """Data that one rank trains on and is evaluated with."""
 
     train: TrainBatches
     val: Iterable[Batch]

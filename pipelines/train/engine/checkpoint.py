@@ -36,7 +36,7 @@ _REMEDY = "give a whole checkpoint, or start without one"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """What continues a run beside the model itself."""
+    """State that continues a run, beside the model itself."""
 
     epoch: int
     """Epochs that are complete."""
@@ -68,7 +68,7 @@ def save_checkpoint(folder: Path, model: SparseDetr, state: TrainingState) -> No
 
 
 def load_checkpoint(folder: Path) -> tuple[SparseDetr, TrainingState]:
-    """What `save_checkpoint` wrote: the model in evaluation mode, and the state, all tensors on the CPU.
+    """Read back a checkpoint of `save_checkpoint`: the model in evaluation mode, and the state, all tensors on the CPU.
 
     Raises:
         CheckpointError: cut short, damaged, put together from two, of another program, or unsafe; says which.

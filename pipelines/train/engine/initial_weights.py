@@ -32,7 +32,7 @@ def initial_model(config: RunConfig, classes: Classes) -> tuple[SparseDetr, Load
 
 
 def describe_initial_model(config: RunConfig, classes: Classes) -> LoadReport:
-    """What `initial_model` would report, by names and shapes: the model is on the meta device, without a number.
+    """Report of `initial_model` in advance, by names and shapes: the model is on the meta device, without a number.
 
     Of a model folder it reads the header. A backbone's file is read whole, since a `.pth` has its names throughout and
     a checksum needs all bytes; from the web it is fetched once per machine, into the cache of downloads.

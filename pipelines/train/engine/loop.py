@@ -40,7 +40,7 @@ Metrics = dict[str, float]
 
 
 class TrainHooks(Protocol):
-    """What the loop tells the world."""
+    """Receives the news of a loop."""
 
     def step_done(self, progress: Callable[[], StepProgress]) -> None:
         """After every step, on every rank; must be quick: to call `progress` waits for the device."""

@@ -1,4 +1,4 @@
-"""How far a training is, sent from a worker to the driver without making the worker wait.
+"""Progress of a training, sent from a worker to the driver without making the worker wait.
 
 This module stays light: the board's process imports it and nothing heavy.
 """
@@ -13,7 +13,7 @@ from pipelines.cluster.user_errors import PackedError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProgress:
-    """Where a training stands; cheap to send."""
+    """Position of a training; cheap to send."""
 
     epoch: int
     """Epochs that are complete."""
@@ -42,7 +42,7 @@ class ProgressBoard:
         self._progress = progress
 
     def latest(self) -> StepProgress | None:
-        """What was posted last."""
+        """The progress that was posted last."""
         return self._progress
 
     def fail(self, packed: PackedError) -> None:

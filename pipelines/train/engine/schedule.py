@@ -10,7 +10,7 @@ from pipelines.recipes.config import OptimizerConfig
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """What the base rates are multiplied by at `step`, counted from 0 over the whole run."""
+    """Factor on the base rates at `step`, counted from 0 over the whole run."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "step":

@@ -1,4 +1,4 @@
-"""How good a model is on the validation images, every rank with its share: COCO's numbers, and Corr."""
+"""Evaluation on the validation images, every rank with its share: COCO's numbers, and Corr."""
 
 from __future__ import annotations
 
