@@ -3,5 +3,7 @@
 import sys
 
 from pipelines.cli.main import main
+from pipelines.cluster.sealed import open_sealed
 
+open_sealed()
 sys.exit(main())

@@ -16,7 +16,7 @@ ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
-    """Where the cluster is."""
+    """Address of the cluster."""
 
     address: str = ""
     """URL of the cluster's dashboard, such as http://head:8265; unset takes RAY_API_SERVER_ADDRESS."""
@@ -34,19 +34,20 @@ class ClusterConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitConfig(ClusterConfig):
-    """How the verb travels and where it runs."""
+    """Options of a command's travel to a cluster."""
 
     id: str | None = None
     """Submission id of the job; unset lets Ray choose one."""
     environment: tuple[str, ...] = ("AWS_*", "MLFLOW_*")
-    """Names (with * and ?) of the environment variables that travel along. Whoever may use the cluster's job API
-    can read them there; give none where the cluster has its own credentials."""
+    """Names (with * and ?) of the environment variables that travel along; the one word `none` sends none, where the
+    cluster has its own credentials. Secrets among them are not shown by the dashboard, the job API or a log; paths and
+    profiles of this machine (AWS_PROFILE, AWS_CA_BUNDLE and their like) stay here."""
     working_dir: Path | None = None
-    """Folder that travels along and that the verb runs in, for the files that its options name."""
+    """Folder that travels along and that the command runs in, for the files that its options name."""
     requirements: Path | None = None
     """requirements.txt that the cluster installs first, where its machines lack our dependencies."""
     cpus: float = 0.0
-    """CPUs to reserve for the verb's own process (its workers reserve theirs themselves)."""
+    """CPUs to reserve for the command's own process (its workers reserve theirs themselves)."""
     python: str = "python"
     """The Python of the cluster's machines that has Ray and our dependencies, as their shell finds it."""
     detach: bool = False
@@ -56,6 +57,8 @@ class SubmitConfig(ClusterConfig):
     """What stands behind the two dashes: a command of `sparse-detr` with its options."""
 
     def __post_init__(self) -> None:
+        if not self.environment:
+            raise ConfigError("environment: no names; give some, such as AWS_*, or the word none")
         if self.cpus < 0:
             raise ConfigError(f"cpus: {self.cpus}; give 0 or more")
         for name in ("working_dir", "requirements"):

@@ -81,7 +81,7 @@ def job_status(client: JobSubmissionClient, job: str) -> str:
 
 
 def exit_code(client: JobSubmissionClient, job: str) -> int:
-    """0 while it runs or when it succeeded; the verb's own code when it failed; 130 when it was stopped."""
+    """0 while it runs or when it succeeded; the command's own code when it failed; 130 when it was stopped."""
     status = job_status(client, job)
     if status == "STOPPED":
         return 130

@@ -1,4 +1,4 @@
-"""Any verb, sent to a running Ray cluster as a Ray Job: code and environment travel along, logs come back.
+"""Any command, sent to a running Ray cluster as a Ray Job: code and environment travel along, logs come back.
 
 Ray asks for a token (Ray 2.60 turns token authentication on by itself). It is read from RAY_AUTH_TOKEN,
 RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, in this order.
@@ -6,11 +6,14 @@ RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, in this order.
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import logging
 import os
+import re
 import shlex
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,8 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pipelines.cli.commands import COMMANDS, Group
+from pipelines.cluster.sealed import PAD_VARIABLE, seal
 from pipelines.submit.config import ADDRESS_VARIABLE, SubmitConfig
 from sparse_detr.errors import ConfigError
+from sparse_detr.redaction import SECRET_VARIABLES, without_secrets
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
 PACKAGES = ("sparse_detr", "pipelines", "tune")
 _CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _CONNECT_SECONDS = 10.0
+_OF_THIS_MACHINE = ("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_PROFILE", "AWS_DEFAULT_PROFILE",
+                    "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")  # fmt: skip
+"""Paths here, and names in files here: on the cluster they would only hide its own."""
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -60,34 +70,67 @@ def submit(config: SubmitConfig) -> tuple[JobSubmissionClient, str]:
     """Send `sparse-detr COMMAND` to the cluster; returns the client and the job's id.
 
     Raises:
-        ConfigError: no verb is given, or the cluster cannot be reached, or refuses the job.
+        ConfigError: no command is given, it is none of ours, the id is taken, or the cluster cannot be reached or
+            refuses the job.
     """
     if not config.command:
         raise ConfigError(
             "submit: no command; write it behind two dashes: sparse-detr submit --address URL -- train tiny"
         )
+    require_command(config.command)
     client = connect(config.resolved())
+    _require_free_id(client, config.id)
     try:
-        job = client.submit_job(
-            # -P: a checkout in the folder where the cluster was started must not win over the code that travels.
-            entrypoint=shlex.join([config.python, "-P", "-m", "pipelines.cli", *config.command]),
-            submission_id=config.id,
-            runtime_env=runtime_env(config, os.environ),
-            metadata={"sparse_detr.command": config.command[0]},
-            entrypoint_num_cpus=config.cpus or None,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            job = client.submit_job(
+                # -P: a checkout in the folder where the cluster was started must not win over the code that travels.
+                entrypoint=shlex.join([config.python, "-P", "-m", "pipelines.cli", *config.command]),
+                submission_id=config.id,
+                runtime_env=runtime_env(config, os.environ, Path(folder)),
+                metadata={"sparse_detr.command": config.command[0]},
+                entrypoint_num_cpus=config.cpus or None,
+            )
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"submit: the cluster refused the job: {error}") from error
     return client, job
 
 
-def runtime_env(config: SubmitConfig, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What travels with the job: our packages as they are installed here, chosen variables, the user's folder."""
+def require_command(words: Sequence[str]) -> None:
+    """Refuse a command that the cluster would not find either."""
+    entry: Any = COMMANDS
+    for depth, word in enumerate(words):
+        group = entry.commands if isinstance(entry, Group) else entry
+        if word in ("-h", "--help"):
+            return
+        if word in group:
+            entry = group[word]
+        elif not isinstance(entry, Group) or entry.otherwise is None:
+            near = difflib.get_close_matches(word, group, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(group)}"
+            raise ConfigError(f"submit: {' '.join(words[: depth + 1])}: no such command; {hint}")
+        else:
+            return
+        if not isinstance(entry, Group):
+            return
+
+
+def runtime_env(config: SubmitConfig, environment: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """What travels with the job: our packages as they are installed here, chosen variables, the user's folder.
+
+    Args:
+        folder: an empty folder for the package of secrets, to be kept until the job is accepted.
+    """
+    chosen = travelling(config.environment, environment)
+    hidden = {name: value for name, value in chosen.items() if is_secret(name, value)}
     values: dict[str, Any] = {
         "py_modules": [str(package_folder(name)) for name in PACKAGES],
-        "env_vars": travelling(config.environment, environment),
+        "env_vars": {name: value for name, value in chosen.items() if name not in hidden},
         "excludes": ["**/__pycache__/"],
     }
+    if hidden:
+        package, pad = seal(hidden, folder)
+        values["py_modules"].append(str(package))
+        values["env_vars"][PAD_VARIABLE] = pad
     if config.working_dir is not None:
         values["working_dir"] = str(config.working_dir)
     if config.requirements is not None:
@@ -96,12 +139,17 @@ def runtime_env(config: SubmitConfig, environment: Mapping[str, str]) -> dict[st
 
 
 def travelling(patterns: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables whose names fit one of the patterns."""
+    """The variables whose names fit one of the patterns, without those that mean something on this machine alone."""
     return {
         name: value
         for name, value in sorted(environment.items())
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        if name not in _OF_THIS_MACHINE and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable must not be shown: by its name, or by a password or a secret in its value."""
+    return name in SECRET_VARIABLES or bool(_SECRET_NAME.search(name)) or without_secrets(value) != value
 
 
 def package_folder(name: str) -> Path:
@@ -111,6 +159,16 @@ def package_folder(name: str) -> Path:
     if not locations:
         raise ConfigError(f"{name}: not importable here; install sparse-detr before submitting it")
     return Path(locations[0])
+
+
+def _require_free_id(client: JobSubmissionClient, job: str | None) -> None:
+    if job is None:
+        return
+    try:
+        status = client.get_job_status(job).value
+    except RuntimeError:
+        return  # The cluster knows no such job.
+    raise ConfigError(f"id: {job!r} is the id of a job of this cluster ({status}); give another one, or none")
 
 
 def _require_listener(address: str) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cluster.sealed import open_sealed
 from pipelines.services.process import free_ports
 from pipelines.submit.config import ClusterConfig, SubmitConfig
-from pipelines.submit.run import connect, runtime_env, travelling
+from pipelines.submit.run import connect, is_secret, require_command, runtime_env, travelling
 from sparse_detr.errors import ConfigError
 
 
@@ -105,6 +106,26 @@ def test_a_verb_runs_on_the_cluster_with_our_code_and_environment(cluster: Clust
     assert (status.returncode, status.stdout.strip()) == (0, "SUCCEEDED")
     again = cluster.cli("submit", "logs", "one", "--address", cluster.address)
     assert again.stdout == done.stdout
+    _require_nowhere(secret, cluster)
+    twice = cluster.cli("submit", "--address", cluster.address, "--id", "one", "--", "doctor")
+    assert (twice.returncode, "id: 'one'" in twice.stderr) == (2, True), twice.stderr
+
+
+def _require_nowhere(secret: str, cluster: Cluster) -> None:
+    """The secret is in neither the job API's answers nor any file of the cluster's folder, packages included."""
+    probe = "from ray.job_submission import JobSubmissionClient as C; import sys; print(C(sys.argv[1]).list_jobs())"
+    shown = subprocess.run(
+        [sys.executable, "-c", probe, cluster.address],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "SPARSE_DETR_PAD" in shown.stdout, shown.stderr
+    assert secret not in shown.stdout
+    files = [path for path in (cluster.folder / "ray").rglob("*") if path.is_file()]
+    assert any("runtime_env_agent" in path.name for path in files)
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
 
 
 @pytest.mark.slow
@@ -206,7 +227,7 @@ def test_only_chosen_variables_travel() -> None:
 def test_the_three_packages_travel(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("numpy\n")
     config = SubmitConfig(working_dir=tmp_path, requirements=tmp_path / "requirements.txt")
-    values = runtime_env(config, {"AWS_REGION": "r"})
+    values = runtime_env(config, {"AWS_REGION": "r"}, tmp_path)
     assert [Path(path).name for path in values["py_modules"]] == ["sparse_detr", "pipelines", "tune"]
     assert all((Path(path) / "__init__.py").is_file() for path in values["py_modules"])
     assert values["working_dir"] == str(tmp_path)
@@ -216,3 +237,49 @@ def test_the_three_packages_travel(tmp_path: Path) -> None:
 def test_a_folder_that_is_absent_is_refused() -> None:
     with pytest.raises(ConfigError, match="working_dir: /nowhere does not exist"):
         SubmitConfig(working_dir=Path("/nowhere"))
+
+
+def test_secrets_travel_in_two_halves_that_show_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = {"AWS_SECRET_ACCESS_KEY": "planted-secret", "MLFLOW_TRACKING_URI": "http://me:planted-secret@host"}
+    values = runtime_env(SubmitConfig(), secret | {"AWS_REGION": "r"}, tmp_path)
+    pad = values["env_vars"].pop("SPARSE_DETR_PAD")
+    assert values["env_vars"] == {"AWS_REGION": "r"}
+    package = Path(values["py_modules"][-1])
+    assert b"planted" not in b"".join(path.read_bytes() for path in package.iterdir()) + bytes.fromhex(pad)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("SPARSE_DETR_PAD", pad)
+    for name in secret:
+        monkeypatch.setenv(name, "")
+    open_sealed()
+    assert {name: os.environ[name] for name in secret} == secret
+    assert "SPARSE_DETR_PAD" not in os.environ
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN"])
+def test_names_that_bear_secrets(name: str) -> None:
+    assert is_secret(name, "x")
+    assert not is_secret("AWS_ENDPOINT_URL", "http://host:9000")
+
+
+def test_what_only_this_machine_can_use_stays_here() -> None:
+    names = ("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE")
+    assert travelling(("AWS_*",), dict.fromkeys(names, "/here")) == {}
+
+
+@pytest.mark.parametrize("words", [("trian", "tiny"), ("data", "chekc"), ("data", "--chekc")])
+def test_a_misspelt_command_is_refused_here(words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="no such command"):
+        require_command(words)
+
+
+@pytest.mark.parametrize(
+    "words", [("train", "tiny"), ("data", "--help"), ("data", "check", "--images", "x"), ("submit", "--address", "x")]
+)
+def test_our_commands_pass(words: tuple[str, ...]) -> None:
+    require_command(words)
+
+
+def test_an_environment_without_names_is_refused() -> None:
+    with pytest.raises(ConfigError, match="environment: no names"):
+        SubmitConfig(environment=())
+    assert travelling(SubmitConfig(environment=("none",)).environment, {"AWS_REGION": "r"}) == {}
