@@ -15,7 +15,6 @@ import ray.tune.search.optuna
 from pipelines.cluster.access import DriverAccess
 from pipelines.cluster.resources import fitting_trials, trial_resources
 from pipelines.cluster.session import Connect, ray_session
-from pipelines.recipes.config import RunConfig
 from pipelines.tracking.training_run import address, open_tracker
 from pipelines.train.preflight import OnStart, preflight
 from sparse_detr.config_dict import to_dict
