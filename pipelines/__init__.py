@@ -1,1 +1,1 @@
-"""The pipelines around the detector: one file a verb."""
+"""The pipelines around the detector: a folder for each command."""

@@ -33,7 +33,7 @@ class Command:
 
     @property
     def usage(self) -> str:
-        """What stands behind the command's name in a list."""
+        """Text behind the command's name in a list."""
         rest = "-- COMMAND ..." if self.rest else ""
         return " ".join(part for part in (*(word.upper() for word in self.words), "[OPTIONS]", rest) if part)
 
@@ -53,7 +53,7 @@ Table = Mapping[str, Command | Group]
 
 
 def imported(name: str) -> Any:
-    """What "module:attribute" names."""
+    """Object that "module:attribute" names."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 

@@ -1,4 +1,4 @@
-"""How values look in a terminal: tables and progress bars of rich. Results go to stdout, everything else to stderr."""
+"""Look of values in a terminal: tables and progress bars of rich. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN = 20
 
 
 def error_console() -> Console:
-    """Where messages and progress go."""
+    """Console of messages and progress."""
     return Console(stderr=True)
 
 

@@ -28,7 +28,7 @@ DRIVER_CPUS = 0.01
 
 
 def trial_resources(run: RunConfig) -> dict[str, float]:
-    """What Tune reserves for a trial itself: everything where it trains in its own process, next to nothing where
+    """Resources of a trial itself in Tune: everything where it trains in its own process, next to nothing where
     Ray Train reserves the workers."""
     if run.training.workers > 1:
         return {"CPU": DRIVER_CPUS}
@@ -36,7 +36,7 @@ def trial_resources(run: RunConfig) -> dict[str, float]:
 
 
 def fitting_trials(run: RunConfig, cluster: Mapping[str, float]) -> int:
-    """How many trials the cluster holds at once. More would wait for each other's workers for ever.
+    """Number of trials that the cluster holds at once. More would wait for each other's workers for ever.
 
     Raises:
         ConfigError: not even one.

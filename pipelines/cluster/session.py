@@ -31,7 +31,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaySession:
-    """What the session runs on."""
+    """Ray that a session runs on."""
 
     address: str
     """Address of the cluster's head, as Ray knows it."""

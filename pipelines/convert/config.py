@@ -11,7 +11,7 @@ from sparse_detr.weights.authors.config import Hints
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertConfig:
-    """What to convert, and where to. A folder is a model of ours, anything else a checkpoint of the authors."""
+    """Source and target of a conversion. A folder is a model of ours, anything else a checkpoint of the authors."""
 
     source: str
     """The authors' .pth file: a path, `s3://` or `https://` address, which may end in #sha256=<hex digits> (on the web

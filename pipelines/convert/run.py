@@ -18,7 +18,7 @@ from sparse_detr.weights.model_folder import save_model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartCount:
-    """How much of a model lies in one of its parts."""
+    """Size of one part of a model."""
 
     tensors: int
     """Parameters and buffers."""
@@ -30,7 +30,7 @@ class PartCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertResult:
-    """What was converted."""
+    """Result of a conversion."""
 
     direction: Literal["to ours", "to the authors'"]
     output: str

@@ -1,4 +1,4 @@
-"""What a model costs for one image: counted by the formula, and measured."""
+"""Cost of a model for one image: counted by the formula, and measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparse_detr.storage.location import locate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostReport:
-    """What a model costs."""
+    """Cost of a model, counted and measured."""
 
     cost: ModelCost
     latency: Latency | None

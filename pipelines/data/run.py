@@ -1,4 +1,4 @@
-"""The verbs that make and check data sets: import-voc, shapes, check."""
+"""Data sets made and checked: import-voc, shapes, check."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _ignore(_done: int, _total: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataReport:
-    """What a data set holds."""
+    """Content of a data set, and what is wrong with it."""
 
     source: str
     """The annotation file."""

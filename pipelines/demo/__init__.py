@@ -1,1 +1,1 @@
-"""The main job on embedded parts: two commands, from nothing to detections."""
+"""The main job on embedded parts: two commands, from scratch to detections."""

@@ -1,4 +1,4 @@
-"""What the demo uploads: the shapes data set, and an image collection with some images broken on purpose."""
+"""Uploads of the demo: the shapes data set, and an image collection with some images broken on purpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large the demo is, and where it writes."""
+"""Options of the demo."""
 
 from __future__ import annotations
 

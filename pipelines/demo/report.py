@@ -60,7 +60,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """How fast a step went."""
+    """Speed of a step."""
 
     what: str
     images: int
@@ -71,7 +71,7 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where something lies."""
+    """Place of a result."""
 
     what: str
     uri: str

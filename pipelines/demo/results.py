@@ -1,4 +1,4 @@
-"""What the chapters of the demo found, as the report and as `summary.json`."""
+"""Results of the demo's chapters, as the report and as `summary.json`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sparse_detr.storage.location import Location
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where the demo writes."""
+    """Folder, store and tracking of the demo."""
 
     folder: Path
     store: Location
@@ -32,7 +32,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepChapter:
-    """What the demo shows of its sweep, which it does not run itself."""
+    """Sweep of the demo, as it is shown; the demo does not run it itself."""
 
     best: Mapping[str, object]
     """The best trial: id, params, ap, ap50."""
@@ -41,7 +41,7 @@ class SweepChapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chapters:
-    """What the steps found."""
+    """Results of the steps."""
 
     data: DemoData
     run: RunConfig
@@ -98,7 +98,7 @@ def make_report(config: DemoConfig, place: Place, chapters: Chapters, steps: tup
     """The report's content."""
     best, found, trained = chapters.trained.best, chapters.found, chapters.trained
     return Report(
-        title="Sparse DETR, from nothing to detections",
+        title="Sparse DETR, from scratch to detections",
         subtitle=(
             f"{config.images:,} training and {config.validation:,} validation pictures of {IMAGE_SIZE} x {IMAGE_SIZE}; "
             f"{available_cpus()} CPUs, Python {platform.python_version()}; {time.strftime('%d %B %Y, %H:%M')}"
@@ -106,7 +106,7 @@ def make_report(config: DemoConfig, place: Place, chapters: Chapters, steps: tup
         headline={
             "AP on validation images": f"{best['ap']:.3f}",
             "AP50 on validation images": f"{best['ap50']:.3f}",
-            "from nothing to this report": duration(total).replace(" ", "\N{NO-BREAK SPACE}"),
+            "from scratch to this report": duration(total).replace(" ", "\N{NO-BREAK SPACE}"),
             "images a second in training": f"{trained.images_per_second:.0f}",
             "images in the collection": f"{found.images:,}",
             "of them broken, each with an error row": f"{found.errors:,}",

@@ -34,7 +34,7 @@ _LOCAL_BUCKET = "sparse-detr"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """What `summary.json` holds, and where the report is."""
+    """Content of `summary.json`, and the report's place."""
 
     report: Path
     summary: Mapping[str, object]
@@ -45,12 +45,12 @@ RunSweep = Callable[[DemoConfig, RunConfig, TrainResult, Tracker, Steps], SweepC
 
 
 def run_demo(config: DemoConfig, console: Console, run_sweep: RunSweep) -> DemoResult:
-    """Run the main job from nothing to detections; everything that it started has ended when it returns or raises.
+    """Run the main job from scratch to detections; everything that it started has ended when it returns or raises.
 
     Raises:
         OutputExistsError: the output folder, or the prefix in the user's store, holds something that is no demo's.
         ConfigError: RAY_ADDRESS names a cluster, and no store is given that its machines can reach.
-        SparseDetrError: anything else that the user can mend.
+        SparseDetrError: any other user error.
         KeyboardInterrupt: Ctrl-C.
     """
     started = time.monotonic()
@@ -93,7 +93,7 @@ def require_reachable_store(config: DemoConfig) -> None:
 
 
 def tracking_uri(config: DemoConfig, folder: Path) -> str:
-    """Where MLflow records: the config's store, the environment's, or one in the demo's folder."""
+    """Tracking URI of the demo: the config's store, the environment's, or one in the demo's folder."""
     return config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
 
 
@@ -120,7 +120,7 @@ def _one_interrupt(console: Console) -> Iterator[None]:
 
 @contextmanager
 def _native_messages_to(log: Path) -> Iterator[None]:
-    """What Ray's C++ parts write to the error stream goes to a file; what Python writes there still shows."""
+    """Send what Ray's C++ parts write to the error stream to a file; what Python writes there still shows."""
     sys.stderr.flush()
     shown, python = os.dup(2), sys.stderr
     with log.open("ab") as stream:

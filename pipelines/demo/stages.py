@@ -1,4 +1,4 @@
-"""The chapters of the demo, one function each: they wire the verbs together and keep what the report needs."""
+"""Chapters of the demo, one function each: they call the commands and keep what the report needs."""
 
 from __future__ import annotations
 

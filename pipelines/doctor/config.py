@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorConfig:
-    """How the findings are shown."""
+    """Form of the findings."""
 
     json: bool = False
     """Print the findings as JSON instead of a table."""

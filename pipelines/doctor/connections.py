@@ -1,4 +1,4 @@
-"""What Ray, MLflow and the object store will connect to, whether something answers there, and how workers get in."""
+"""Connections of Ray, MLflow and the object store: to where, and whether something answers there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Finding:
 
 
 def connections(env: Mapping[str, str]) -> list[Finding]:
-    """Where the environment points to; each address is tried for 5 seconds at most."""
+    """Findings about what the environment points to; each address is tried for 5 seconds at most."""
     return [_ray(env), _ray_token(env), _mlflow(env), *_store(env)]
 
 
@@ -42,7 +42,7 @@ def _ray(env: Mapping[str, str]) -> Finding:
         return Finding(group=group, name=name, value=f"RAY_ADDRESS={address}")
     problem = _unreachable(address if "://" in address else f"ray://{address}")
     if problem:
-        remedy = "start the cluster (ray start --head), mend RAY_ADDRESS, or unset it for a local Ray"
+        remedy = "start the cluster (ray start --head), correct RAY_ADDRESS, or unset it for a local Ray"
         return Finding(group=group, name=name, value=f"{address}: {problem}", state="broken", remedy=remedy)
     return Finding(group=group, name=name, value=f"{address} answers")
 
@@ -58,7 +58,7 @@ def _ray_token(env: Mapping[str, str]) -> Finding:
     if path.is_file():
         return Finding(group=group, name=name, value=f"from {path}")
     if env.get("RAY_AUTH_TOKEN_PATH"):
-        remedy = "mend RAY_AUTH_TOKEN_PATH, or unset it"
+        remedy = "correct RAY_AUTH_TOKEN_PATH, or unset it"
         return Finding(group=group, name=name, value=f"{path} is absent", state="broken", remedy=remedy)
     return Finding(group=group, name=name, value=f"none yet; a local Ray creates {path}", state="note")
 
@@ -66,7 +66,7 @@ def _ray_token(env: Mapping[str, str]) -> Finding:
 def _mlflow(env: Mapping[str, str]) -> Finding:
     group, name, uri = "connection", "mlflow", env.get("MLFLOW_TRACKING_URI", "")
     if not uri:
-        value = "nothing is recorded unless a verb is told where (MLFLOW_TRACKING_URI is not set); demo uses sqlite"
+        value = "nothing is recorded unless a command is told where (MLFLOW_TRACKING_URI is not set); demo uses sqlite"
         return Finding(group=group, name=name, value=value, state="note")
     if uri.startswith(("file:", "/", "./")):
         remedy = "MLflow 3 refuses folders: use sqlite:////absolute/mlflow.db or the URL of a server"
@@ -74,7 +74,7 @@ def _mlflow(env: Mapping[str, str]) -> Finding:
     if uri.startswith(("http://", "https://")):
         problem = _unreachable(uri)
         if problem:
-            remedy = "start the server (infra/README.md) or mend MLFLOW_TRACKING_URI"
+            remedy = "start the server (infra/README.md) or correct MLFLOW_TRACKING_URI"
             value = f"{without_secrets(uri)}: {problem}"
             return Finding(group=group, name=name, value=value, state="broken", remedy=remedy)
     return Finding(group=group, name=name, value=without_secrets(uri))
@@ -88,7 +88,7 @@ def _store(env: Mapping[str, str]) -> list[Finding]:
         first = Finding(group=group, name="object store", value="AWS S3 (AWS_ENDPOINT_URL is not set)")
     elif problem := _unreachable(endpoint):
         value = f"{without_secrets(endpoint)}: {problem}"
-        remedy = "start the store or mend AWS_ENDPOINT_URL"
+        remedy = "start the store or correct AWS_ENDPOINT_URL"
         first = Finding(group=group, name="object store", value=value, state="broken", remedy=remedy)
     else:
         first = Finding(group=group, name="object store", value=f"{without_secrets(endpoint)} answers")

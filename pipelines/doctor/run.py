@@ -1,4 +1,4 @@
-"""What is installed, which op backend runs, what Ray and MLflow will connect to, and what is wrong.
+"""Examination of what is installed, which op backend runs, what Ray and MLflow will connect to, and what is wrong.
 
 Every check stands alone: one that fails says so with its remedy, and the others still run.
 """
@@ -75,7 +75,7 @@ def _guarded(check: Callable[[], Finding]) -> Finding:
             name=name,
             value=f"{type(error).__name__}: {error}",
             state="broken",
-            remedy="mend the packages above first",
+            remedy="repair the packages above first",
         )
 
 

@@ -19,7 +19,7 @@ from sparse_detr.storage.output import Existing, require_known
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Where the images and their COCO annotations lie, and how they become tensors."""
+    """Images and COCO annotations of a run, and their way into tensors."""
 
     train_annotations: str = ""
     """Path or URI of the training annotations (COCO JSON)."""
@@ -111,7 +111,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """How long, how many at a time, on what, from which weights."""
+    """Length, batch, workers and starting weights of a training."""
 
     epochs: int = 50
     """Passes over the training images."""

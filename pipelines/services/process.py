@@ -29,7 +29,7 @@ _LOG_TAIL = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """What has to be known to run a server."""
+    """Description of a server to run."""
 
     name: str
     """For messages."""
@@ -64,7 +64,7 @@ def running(server: Server) -> Iterator[Sequence[int]]:
         finally:
             _stop(process)
         text = server.log.read_text(errors="replace")
-        # A port that was free a moment ago is taken: choose others. Anything else is not mended by repeating it.
+        # A port that was free a moment ago is taken: choose others. Repeating does not help with anything else.
         if "address already in use" not in text.lower() or attempt == _ATTEMPTS - 1:
             tail = "\n".join(text.splitlines()[-_LOG_TAIL:])
             raise StorageError(

@@ -115,7 +115,7 @@ def require_command(words: Sequence[str]) -> None:
 
 
 def runtime_env(config: SubmitConfig, environment: Mapping[str, str], folder: Path) -> dict[str, Any]:
-    """What travels with the job: our packages as they are installed here, chosen variables, the user's folder.
+    """Runtime environment of the job: our packages as they are installed here, chosen variables, the user's folder.
 
     Args:
         folder: an empty folder for the package of secrets, to be kept until the job is accepted.

@@ -1,4 +1,4 @@
-"""What Tracker needs of MLflow's stores: a client, experiments, runs, and names and values as MLflow takes them."""
+"""MLflow's stores for Tracker: a client, experiments, runs, and names and values as MLflow takes them."""
 
 from __future__ import annotations
 

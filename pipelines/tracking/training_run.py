@@ -53,5 +53,5 @@ def child_of(parent: tuple[str, str] | None, name: str, key: str) -> Tracker:
 
 
 def address(tracker: Tracker) -> tuple[str, str] | None:
-    """What another process needs to write to the same run; None where nothing is recorded."""
+    """Address by which another process writes to the same run; None where nothing is recorded."""
     return (tracker.uri, tracker.run_id) if tracker.run_id is not None else None

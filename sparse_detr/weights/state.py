@@ -14,7 +14,7 @@ _LISTED = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """Where a model's weights come from, and what became of the source's tensors."""
+    """Source of a model's weights, and the fate of its tensors."""
 
     source: str | None
     """Path or URI; None where all weights are random."""

@@ -35,7 +35,7 @@ def bench_growth(config: GrowthConfig) -> int:
 
 
 def measured_once(file: Path) -> dict[str, dict[int, EncoderRun]]:
-    """What the file holds, and what it lacks: measured, and written to it."""
+    """Measurements of the file, with those that it lacks measured and written to it."""
     content = json.loads(file.read_text()) if file.exists() else {}
     known = {name: {int(side): EncoderRun(**run) for side, run in runs.items()} for name, runs in content.items()}
     measured = growth.measure(known)

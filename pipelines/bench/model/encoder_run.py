@@ -30,7 +30,7 @@ _KIB = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderRun:
-    """What one layer of an encoder took for one image."""
+    """Time and memory that one layer of an encoder took for one image."""
 
     seconds: float | None
     """Processor time on one thread, which other work on the machine hardly changes; None where memory did not

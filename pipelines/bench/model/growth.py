@@ -1,4 +1,4 @@
-"""How the encoder's cost grows with the image for DETR, Deformable DETR and Sparse DETR (Sparse DETR, section 3.1).
+"""Growth of the encoder's cost with the image: DETR, Deformable DETR and Sparse DETR (Sparse DETR, section 3.1).
 
 With T tokens of C channels, of which a layer updates K and reads S samples each:
 

@@ -112,7 +112,7 @@ def table() -> str:
 
 
 def needless_table(config: ModelConfig, height: int, width: int) -> str:
-    """What the authors' code runs beyond this one on an image of this size (pixels), with its sum, in Markdown."""
+    """Table in Markdown of what the authors' code runs beyond this one on an image of this size (pixels)."""
     cost = model_cost(config, height, width)
     found = {**needless(config, cost), "the encoder's auxiliary heads": auxiliary_heads(config, cost)}
     beyond = sum(work.total for work in found.values())
@@ -126,7 +126,7 @@ def needless_table(config: ModelConfig, height: int, width: int) -> str:
 
 
 def needless(config: ModelConfig, cost: ModelCost) -> Mapping[str, Work]:
-    """What the authors' code runs at inference beyond this code, and their table counts, for the same outputs."""
+    """Operations that the authors' code runs at inference beyond ours for the same outputs, and their table counts."""
     queries, depth = query_count(config, cost.tokens), config.decoder_layers
     found = {"class heads of earlier decoder layers": head_cost(config, queries * (depth - 1), 0)}
     # Under refinement the decoder needs a box after every layer, and theirs are computed in it and again after it.

@@ -1,4 +1,4 @@
-"""What really runs in a forward pass: operators, rows and sampling maps of every part, by hooks."""
+"""Profile of a forward pass by hooks: operators, rows and sampling maps of every part."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class _OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _MapWatch:
-    """How many results of attention layers are alive whenever one more comes."""
+    """Number of results of attention layers that are alive whenever one more comes."""
 
     def __init__(self) -> None:
         self.most = 0

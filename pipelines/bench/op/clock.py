@@ -1,4 +1,4 @@
-"""How long one run takes: by the wall on a CPU, by events on a GPU."""
+"""Clocks for one run: by the wall on a CPU, by events on a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How one run is timed."""
+    """Plan for the timing of one run."""
 
     launches: int = 1
     """Runs in a timing, whose mean is taken."""

@@ -1,4 +1,4 @@
-"""What the benchmark of the op is asked to measure."""
+"""Options of the benchmark of the op."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpBenchConfig:
-    """What to measure."""
+    """Queries, threads, types and device to measure."""
 
     queries: tuple[Queries, ...] = ("dense", "sparse", "decoder")
     """Which of dense (17821 queries), sparse (1782) and decoder (300)."""

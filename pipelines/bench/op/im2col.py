@@ -56,7 +56,7 @@ class Im2col:
         library.im2col_error.restype = ctypes.c_char_p
 
     def attention(self, value: Tensor, levels: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        """What `reference.deformable_attention` computes, in float32, contiguous; differentiable in all but `levels`.
+        """The same as `reference.deformable_attention`, in float32, contiguous; differentiable in all but `levels`.
 
         Args:
             value: `[B, T, M, D]`.

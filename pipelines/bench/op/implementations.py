@@ -62,7 +62,7 @@ class Inputs:
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What gets a gradient."""
+        """Tensors that get a gradient."""
         return self.value, self.offsets, self.logits
 
     @property
@@ -111,7 +111,7 @@ def traffic(workload: Workload, inputs: Inputs, dtype: torch.dtype, backward: bo
 
 
 def touched_numbers(workload: Workload, inputs: Inputs) -> int:
-    """How many numbers of the value lie in a cell that a sample has a share in: few queries do not read all."""
+    """Count of the value's numbers in pixels that some sample reads: few queries do not read all."""
     locations = reference.locate(inputs.references, inputs.offsets, workload.shapes)
     touched = torch.zeros(workload.tokens, workload.heads, dtype=torch.bool)
     head, start = torch.arange(workload.heads).view(-1, 1), 0

@@ -73,7 +73,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What is measured, on what, and by which clock."""
+    """A benchmark that is ready to run: implementations, inputs, clock."""
 
     config: OpBenchConfig
     workload: Workload
@@ -200,7 +200,7 @@ def open_bench(config: OpBenchConfig, workload: Workload) -> Bench:
 
 
 def copies_beyond(cache_bytes: int, bytes_each: int) -> int:
-    """How many copies of the inputs exceed twice the cache together: a copy's turn comes when it is long evicted."""
+    """Copies of the inputs that together exceed twice the cache: a copy's turn comes when it is long evicted."""
     return 2 * cache_bytes // bytes_each + 1
 
 

@@ -85,7 +85,7 @@ def _limited(name: str) -> Iterator[None]:
 
 
 def machine(config: OpBenchConfig) -> dict[str, Any]:
-    """What a figure has to say beside it."""
+    """Machine and build, which every figure needs beside it."""
     gpu = config.device == "cuda"
     device = config.torch_device()
     library = native_cuda() if gpu else native()

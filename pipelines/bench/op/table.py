@@ -43,7 +43,7 @@ def columns(bench: Bench) -> list[Column]:
 
 
 def legend(bench: Bench) -> str:
-    """What the columns say."""
+    """Explanation of the columns."""
     baseline, first = bench.field.baseline, bench.threads[0]
     lines = [f"x {baseline}: how many times as fast, by medians; in brackets by fastest times"]
     if len(bench.threads) > 1:

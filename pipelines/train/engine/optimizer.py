@@ -21,7 +21,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, global_batch: in
     """The trainable parameters in three groups: `backbone`, `offsets` and `rest`, each with its `base_lr`.
 
     Raises:
-        ValueError: nothing is trainable (our own mistake, never the user's).
+        ValueError: nothing is trainable (our own error, never the user's).
     """
     groups: dict[str, list[nn.Parameter]] = {"backbone": [], "offsets": [], "rest": []}
     for name, parameter in model.named_parameters():
