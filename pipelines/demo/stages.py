@@ -23,7 +23,8 @@ from pipelines.predict.config import PredictConfig
 from pipelines.predict.run import PredictResult, predict
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.registry import get_recipe
-from pipelines.tracking.tracker import Tracker, open_run
+from pipelines.tracking.mlflow_tracker import open_run
+from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.training_run import closing
 from pipelines.train.engine.progress import StepProgress
 from pipelines.train.run import TrainResult, train

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import field_values
-from pipelines.tracking.tracker import NullTracker, Tracker, open_run
+from pipelines.tracking.mlflow_tracker import MlflowTracker, open_run
+from pipelines.tracking.tracker import NullTracker, Tracker
 from sparse_detr.config_dict import to_dict
 
 
@@ -21,7 +22,7 @@ def open_tracker(
 ) -> Iterator[Tracker]:
     """A new run with the config as its parameters, or the run of `run_id` again; see `closing`."""
     if run_id is not None and config.tracking_uri is not None:
-        tracker = Tracker.attach(config.tracking_uri, run_id)
+        tracker: Tracker = MlflowTracker.attach(config.tracking_uri, run_id)
     else:
         tracker = open_run(config.tracking_uri, config.experiment, config.name, parent_run_id=parent_run_id, tags=tags)
         tracker.params(field_values(to_dict(config)))
@@ -49,7 +50,7 @@ def child_of(parent: tuple[str, str] | None, name: str, key: str) -> Tracker:
     if parent is None:
         return NullTracker()
     uri, run_id = parent
-    return Tracker.attach(uri, run_id).child(name, key=key)
+    return MlflowTracker.attach(uri, run_id).child(name, key=key)
 
 
 def address(tracker: Tracker) -> tuple[str, str] | None:

@@ -18,6 +18,7 @@ import torch
 from pipelines.cluster.access import DriverAccess
 from pipelines.cluster.user_errors import pack
 from pipelines.recipes.config import RunConfig
+from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.train.engine.build import build_loop
 from pipelines.train.engine.loop import Metrics, TrainLoop
@@ -116,7 +117,7 @@ def _run(task: WorkerTask) -> tuple[Metrics, ...]:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.training.cpus_per_worker)
-    tracker = Tracker.attach(*task.run) if rank == 0 and task.run is not None else NullTracker()
+    tracker: Tracker = MlflowTracker.attach(*task.run) if rank == 0 and task.run is not None else NullTracker()
     hooks = RayHooks(task.board, tracker, rank, TrainingPictures(config, tracker))
     device = ray.train.torch.get_device() if config.training.use_gpu else torch.device("cpu")
     self_test(device.type)

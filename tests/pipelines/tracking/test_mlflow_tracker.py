@@ -17,8 +17,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipelines.services.mlflow_server import local_mlflow
-from pipelines.tracking import tracker as tracking
-from pipelines.tracking.tracker import NullTracker, Tracker, open_run
+from pipelines.tracking import mlflow_tracker as tracking
+from pipelines.tracking.mlflow_tracker import MlflowTracker, open_run
+from pipelines.tracking.tracker import NullTracker, Tracker
 from sparse_detr.errors import ConfigError
 from sparse_detr.storage.location import Location
 
@@ -41,7 +42,7 @@ def artifact(tracker: Tracker, name: str, tmp_path: Path) -> bytes:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "pipelines.tracking.tracker"]
+    return [r.getMessage() for r in caplog.records if r.name == "pipelines.tracking.mlflow_tracker"]
 
 
 # ---- what is written ----
@@ -132,7 +133,7 @@ def test_a_child_with_a_key_is_found_again(tracker: Tracker, mlflow_uri: str) ->
     first = tracker.child("trial", key="it's 1")
     first.finish("FAILED")
     assert tracker.run_id is not None
-    again = Tracker.attach(mlflow_uri, tracker.run_id).child("trial", key="it's 1")
+    again = MlflowTracker.attach(mlflow_uri, tracker.run_id).child("trial", key="it's 1")
     assert again.run_id == first.run_id
     assert read(again).info.status == "RUNNING"
     assert tracker.child("trial", key="it's 2").run_id != first.run_id
@@ -142,8 +143,8 @@ def test_a_child_with_a_key_is_found_again(tracker: Tracker, mlflow_uri: str) ->
 
 def test_another_process_writes_to_the_run(tracker: Tracker) -> None:
     code = (
-        "import sys; from pipelines.tracking.tracker import Tracker; "
-        "t = Tracker.attach(sys.argv[1], sys.argv[2]); t.metrics({'ap': 0.5}, 3); sys.exit(len(t.failures))"
+        "import sys; from pipelines.tracking.mlflow_tracker import MlflowTracker; "
+        "t = MlflowTracker.attach(sys.argv[1], sys.argv[2]); t.metrics({'ap': 0.5}, 3); sys.exit(len(t.failures))"
     )
     assert tracker.run_id is not None
     done = subprocess.run(
@@ -178,7 +179,7 @@ def test_secrets_do_not_reach_mlflow(tracker: Tracker, tmp_path: Path, monkeypat
 
 
 def test_the_uri_of_the_store_is_shown_without_its_password(caplog: pytest.LogCaptureFixture) -> None:
-    tracker = Tracker.attach(f"http://me:{SECRET}@127.0.0.1:9", "0" * 32)
+    tracker = MlflowTracker.attach(f"http://me:{SECRET}@127.0.0.1:9", "0" * 32)
     tracker.text("x", "x.txt")
     assert tracker.failures == {"text": 1}
     assert "http://***@127.0.0.1:9" in caplog.text
@@ -292,7 +293,7 @@ class FlakyClient:
 
 def test_curves_have_no_hole_after_a_break(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     client = FlakyClient()
-    tracker = Tracker("http://x", "run", client)  # type: ignore[arg-type]
+    tracker = MlflowTracker("http://x", "run", client)  # type: ignore[arg-type]
     tracker.metrics({"a": 0.0}, 0)
     client.away = True
     tracker.metrics({"a": 1.0}, 1)
@@ -312,7 +313,7 @@ def test_a_call_that_never_returns_is_left_alone(monkeypatch: pytest.MonkeyPatch
         def log_batch(self, run_id: str, metrics: Any = (), tags: Any = ()) -> None:
             release.wait(30)
 
-    tracker = Tracker("http://x", "run", Silent())  # type: ignore[arg-type]
+    tracker = MlflowTracker("http://x", "run", Silent())  # type: ignore[arg-type]
     begin = time.monotonic()
     tracker.metrics({"a": 0.0}, 0)
     assert 0.3 <= time.monotonic() - begin < 5
