@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.cli.console import progress_bar, say
+from pipelines.cluster.ray_log import kept_aside
 from pipelines.cluster.session import Connect, ray_session
 from tune.config import SweepConfig
 from tune.report import rows
@@ -14,7 +15,7 @@ from tune.sweep import LaunchTrials, fit_trials, sweep
 
 def sweep_command(config: SweepConfig, *, connect: Connect = ray_session, launch: LaunchTrials = fit_trials) -> int:
     """Run the sweep and show its trials, the best first."""
-    with progress_bar("Sweeping") as move:
+    with kept_aside(say), progress_bar("Sweeping") as move:
         result = sweep(
             config,
             on_start=lambda start: say(start.describe()),

@@ -42,6 +42,8 @@ class RaySession:
     gpus: float
     local: bool
     """Whether the cluster was started here and ends with the session."""
+    logs: str | None = None
+    """Folder of the logs of Ray and its workers, where they run on this machine."""
 
     @property
     def resources(self) -> dict[str, float]:
@@ -52,7 +54,8 @@ class RaySession:
         """One line for the terminal."""
         kind = "local Ray" if self.local else f"Ray at {self.address}"
         dashboard = f", dashboard {self.dashboard}" if self.dashboard else ""
-        return f"{kind}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{dashboard}"
+        logs = f", logs in {self.logs}" if self.logs else ""
+        return f"{kind}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{dashboard}{logs}"
 
 
 Connect = Callable[[], AbstractContextManager[RaySession]]
@@ -98,7 +101,7 @@ def available_cpus(quota: Path = _QUOTA) -> int:
 
 
 @contextmanager
-def ray_session(*, logical_cpus: int | None = None, quiet: bool = False) -> Iterator[RaySession]:
+def ray_session(*, logical_cpus: int | None = None) -> Iterator[RaySession]:
     """Connect to the cluster of RAY_ADDRESS, or start one here; leave or stop it on every way out.
 
     A process that is connected already keeps its connection.
@@ -106,7 +109,8 @@ def ray_session(*, logical_cpus: int | None = None, quiet: bool = False) -> Iter
     Args:
         logical_cpus: CPUs that a local Ray believes in; None gives as many as there are, and at least 4: on
             2 CPUs the actors of Train, Tune and Data would wait for each other for ever.
-        quiet: keep what Ray and its workers print out of this process's output; their logs are on disk all the same.
+
+    What Ray and its workers print stays out of this process's output; it is in the session's folder of logs.
     """
     prepare_environment()
     import ray
@@ -114,11 +118,10 @@ def ray_session(*, logical_cpus: int | None = None, quiet: bool = False) -> Iter
     if ray.is_initialized():
         yield _describe(local=False)
         return
-    level = logging.ERROR if quiet else logging.WARNING
     # Never "auto": a local cluster that another process left behind must not be picked up by chance.
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=not quiet, logging_level=level)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         _stay_on_loopback()
         ray.init(
@@ -127,8 +130,8 @@ def ray_session(*, logical_cpus: int | None = None, quiet: bool = False) -> Iter
             # Ray Train asks the dashboard's state service about its controller.
             include_dashboard=True,
             dashboard_host="127.0.0.1",
-            log_to_driver=not quiet,
-            logging_level=level,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     try:
         yield _describe(local=not address)
@@ -146,7 +149,7 @@ def _stay_on_loopback() -> None:
 
 def _describe(*, local: bool) -> RaySession:
     import ray
-    from ray._private.worker import get_dashboard_url
+    from ray._private.worker import get_dashboard_url, global_worker
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     context = ray.get_runtime_context()
@@ -157,4 +160,5 @@ def _describe(*, local: bool) -> RaySession:
         cpus=float(resources.get("CPU", 0)),
         gpus=float(resources.get("GPU", 0)),
         local=local,
+        logs=global_worker.node.get_logs_dir_path() if local and global_worker.node else None,
     )

@@ -1,10 +1,9 @@
-"""The demo's story: servers, data, training, sweep, inference, inspection, report."""
+"""The demo: servers, data, training, sweep, inference, inspection, report."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from types import FrameType
 from rich.console import Console
 
 from pipelines.cli.console import values_table
+from pipelines.cluster.ray_log import native_errors_to
 from pipelines.cluster.session import ray_session
 from pipelines.demo import stages
 from pipelines.demo.config import DemoConfig
@@ -58,11 +58,11 @@ def run_demo(config: DemoConfig, console: Console, run_sweep: RunSweep) -> DemoR
     with ExitStack() as stack:
         stack.enter_context(_one_interrupt(console))
         folder = stack.enter_context(claimed_folder(config.output))
-        stack.enter_context(_native_messages_to(folder / "ray.log"))
+        stack.enter_context(native_errors_to(folder / "ray.log"))
         steps = stack.enter_context(Steps(console, stages.STEPS))
         with steps.step("Store, Ray, MLflow") as bar:
             store = _open_store(config, folder, stack)
-            session = stack.enter_context(ray_session(quiet=True))
+            session = stack.enter_context(ray_session())
             place = Place(folder=folder, store=store, tracking_uri=tracking_uri(config, folder))
             tracker = stack.enter_context(stages.tracked(config, place))
             bar.note = f"{store.uri}, {session.cpus:g} logical CPUs, {session.gpus:g} GPUs"
@@ -116,23 +116,6 @@ def _one_interrupt(console: Console) -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-@contextmanager
-def _native_messages_to(log: Path) -> Iterator[None]:
-    """Send what Ray's C++ parts write to the error stream to a file; what Python writes there still shows."""
-    sys.stderr.flush()
-    shown, python = os.dup(2), sys.stderr
-    with log.open("ab") as stream:
-        os.dup2(stream.fileno(), 2)
-    with os.fdopen(os.dup(shown), "w", buffering=1) as visible:
-        sys.stderr = visible
-        try:
-            yield
-        finally:
-            sys.stderr = python
-            os.dup2(shown, 2)
-            os.close(shown)
 
 
 def _open_store(config: DemoConfig, folder: Path, stack: ExitStack) -> Location:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from pipelines.cli.console import listing, progress_bar, values_table
+from pipelines.cli.console import listing, progress_bar, say, values_table
+from pipelines.cluster.ray_log import kept_aside
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.run import predict
 
 
 def predict_command(config: PredictConfig) -> int:
     """Detect, and show the counts and the first broken images."""
-    with progress_bar("Detecting") as move:
+    with kept_aside(say), progress_bar("Detecting") as move:
         result = predict(config, on_progress=move)
     console = Console()
     facts = {"images": result.images, "detections": result.detections, "images with errors": result.errors,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from pipelines.cli.console import progress_bar, say, values_table
+from pipelines.cluster.ray_log import kept_aside
 from pipelines.cluster.session import Connect, ray_session
 from pipelines.recipes.config import RunConfig
 from pipelines.train.launch import Launch, fit
@@ -14,7 +15,7 @@ from pipelines.train.run import train
 
 def train_command(config: RunConfig, *, connect: Connect = ray_session, launch: Launch = fit) -> int:
     """Train, with steps and loss on the progress bar, and show the best epoch and where the model is."""
-    with progress_bar("Training") as move:
+    with kept_aside(say), progress_bar("Training") as move:
         result = train(
             config,
             on_session=lambda session: say(session.describe()),

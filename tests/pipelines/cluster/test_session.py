@@ -48,7 +48,7 @@ def test_a_local_ray_listens_on_the_loopback_alone_and_ends() -> None:
         import dataclasses, json, sys
         import ray  # imported first, as the modules of training and sweeps do
         from pipelines.cluster.session import ray_session
-        with ray_session(logical_cpus=3, quiet=True) as session:
+        with ray_session(logical_cpus=3) as session:
             import ray
             @ray.remote
             def answer(): return 42

@@ -67,7 +67,7 @@ def test_training_and_trials_write_to_a_store_that_the_cluster_cannot_open_itsel
         from pipelines.cluster.session import ray_session
         from sparse_detr.config_dict import from_dict
         config, access = json.loads(sys.stdin.read())
-        with ray_session(logical_cpus=4, quiet=True):
+        with ray_session(logical_cpus=4):
             os.environ.update(access)
             from pipelines.train.run import train
             from tune.search_space import SearchSpace
