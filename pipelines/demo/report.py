@@ -70,8 +70,8 @@ class Throughput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Place of a result."""
+class Link:
+    """A result, and where it is."""
 
     what: str
     uri: str
@@ -96,7 +96,7 @@ class Report:
     examples: tuple[Example, ...]
     throughput: tuple[Throughput, ...]
     broken: tuple[ErrorRow, ...]
-    places: tuple[Place, ...]
+    places: tuple[Link, ...]
     commands: Mapping[str, str]
     """What one may do next -> the command."""
 

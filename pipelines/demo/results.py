@@ -11,8 +11,7 @@ from pathlib import Path
 from pipelines.cluster.session import available_cpus
 from pipelines.demo.collection import IMAGE_SIZE, DemoData
 from pipelines.demo.config import DemoConfig
-from pipelines.demo.report import Example, Report, Step, Throughput, Trial, duration
-from pipelines.demo.report import Place as ReportPlace
+from pipelines.demo.report import Example, Link, Report, Step, Throughput, Trial, duration
 from pipelines.evaluate.run import EvaluateResult
 from pipelines.predict.run import PredictResult
 from pipelines.recipes.config import RunConfig
@@ -154,7 +153,7 @@ def _throughput(chapters: Chapters) -> tuple[Throughput, ...]:
     )
 
 
-def _places(place: Place, chapters: Chapters) -> tuple[ReportPlace, ...]:
+def _places(place: Place, chapters: Chapters) -> tuple[Link, ...]:
     rows = {
         "This folder": str(place.folder),
         "Model, here": str(place.folder / "model"),
@@ -165,7 +164,7 @@ def _places(place: Place, chapters: Chapters) -> tuple[ReportPlace, ...]:
         "Image collection, in the store": chapters.data.collection,
         "MLflow": without_secrets(place.tracking_uri),
     }
-    return tuple(ReportPlace(what=what, uri=uri) for what, uri in rows.items())
+    return tuple(Link(what=what, uri=uri) for what, uri in rows.items())
 
 
 def _commands(place: Place) -> dict[str, str]:

@@ -26,6 +26,7 @@ from pipelines.recipes.config import RunConfig
 from pipelines.services.s3_server import local_s3
 from pipelines.tracking.tracker import Tracker
 from pipelines.train.run import TrainResult
+from sparse_detr.environment import environment
 from sparse_detr.errors import ConfigError
 from sparse_detr.storage.location import Location, check_access, locate
 
@@ -125,24 +126,9 @@ def _open_store(config: DemoConfig, folder: Path, stack: ExitStack) -> Location:
         claim_prefix(store)
         return store
     s3 = stack.enter_context(local_s3(folder / "store"))
-    stack.enter_context(_environment(s3.environment()))
+    stack.enter_context(environment(s3.environment()))
     s3.create_bucket(_LOCAL_BUCKET)
     return locate(f"s3://{_LOCAL_BUCKET}/demo")
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the time of the block; Ray's processes inherit them."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _say_goodbye(console: Console, report: Path, summary: Mapping[str, object]) -> None:

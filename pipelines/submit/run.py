@@ -14,8 +14,7 @@ import re
 import shlex
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 from pipelines.cli.commands import COMMANDS, Group
 from pipelines.cluster.sealed import PAD_VARIABLE, seal
 from pipelines.submit.config import ADDRESS_VARIABLE, SubmitConfig
+from sparse_detr.environment import environment
 from sparse_detr.errors import ConfigError
 from sparse_detr.redaction import SECRET_VARIABLES, without_secrets
 
@@ -55,7 +55,7 @@ def connect(address: str) -> JobSubmissionClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         # RAY_ADDRESS and RAY_API_SERVER_ADDRESS would win over the argument.
-        with _environment({ADDRESS_VARIABLE: address}):
+        with environment({ADDRESS_VARIABLE: address}):
             return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise ConfigError(
@@ -182,17 +182,3 @@ def _require_listener(address: str) -> None:
             f"address: nothing answers at {address} ({error}); is the cluster up and its dashboard port reachable "
             "from here?"
         ) from error
-
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -14,6 +15,8 @@ from sparse_detr.data.transforms import Transform
 from sparse_detr.errors import AnnotationError
 from sparse_detr.records import Batch, Example, ImageBatch
 from sparse_detr.storage.location import locate
+
+Cache = Literal["none", "bytes", "pixels"]
 
 
 class DetectionDataset(Dataset[Example]):
@@ -28,8 +31,7 @@ class DetectionDataset(Dataset[Example]):
         images_uri: str | Path,
         transform: Transform,
         *,
-        cache_bytes: bool = True,
-        cache_pixels: bool = False,
+        cache: Cache = "bytes",
         cache_limit: int = 2 << 30,
     ) -> None:
         """Nothing is read yet.
@@ -38,8 +40,7 @@ class DetectionDataset(Dataset[Example]):
             index: images and boxes.
             images_uri: the folder of the images, in any store.
             transform: from decoded pixels to what the network takes.
-            cache_bytes: keep the files in memory.
-            cache_pixels: keep the decoded images instead; for small ones.
+            cache: what stays in memory after the first read: nothing, files, or, for small ones, decoded images.
             cache_limit: bytes that the cache of one process may take; what is beyond is read every time.
 
         Raises:
@@ -51,8 +52,7 @@ class DetectionDataset(Dataset[Example]):
         self.index = index
         self.transform = transform
         self._folder = locate(images_uri)
-        self._cache_bytes = cache_bytes
-        self._cache_pixels = cache_pixels
+        self._cache = cache
         self._cache_limit = cache_limit
         self._clear()
 
@@ -79,7 +79,7 @@ class DetectionDataset(Dataset[Example]):
         image = self.index.images[item]
         found = decode_image(self._file(item), name=self._folder.child(image.file_name).uri)
         self._check_size(image, found)
-        if self._cache_pixels and self._room(found.nbytes):
+        if self._cache == "pixels" and self._room(found.nbytes):
             self._pixels[item] = found
         return found
 
@@ -102,7 +102,7 @@ class DetectionDataset(Dataset[Example]):
         if item in self._bytes:
             return self._bytes[item]
         data = self._folder.child(self.index.images[item].file_name).read_bytes()
-        if self._cache_bytes and not self._cache_pixels and self._room(len(data)):
+        if self._cache == "bytes" and self._room(len(data)):
             self._bytes[item] = data
         return data
 

@@ -91,10 +91,9 @@ def load_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> RunDa
     """The batches of one rank: the training images shuffled and sharded, every `world_size`th validation image."""
     train, val = read_annotations(config.data)
     data = config.data
-    cache = {"cache_bytes": data.cache == "bytes", "cache_pixels": data.cache == "pixels"}
-    train_set = DetectionDataset(train, data.train_images, TrainTransform(config=data.augment), **cache)
+    train_set = DetectionDataset(train, data.train_images, TrainTransform(config=data.augment), cache=data.cache)
     evaluation = EvalTransform(size=data.image_size)
-    val_set = DetectionDataset(val, data.val_images, evaluation, **cache)
+    val_set = DetectionDataset(val, data.val_images, evaluation, cache=data.cache)
     sampler = EpochSampler(len(train_set), rank=rank, world_size=world_size, seed=config.training.seed)
     sizes: dict[str, Any] = {"batch_size": config.training.batch_per_worker, "num_workers": data.loader_workers}
     loader = DataLoader(train_set, sampler=sampler, drop_last=True, collate_fn=collate, **sizes)

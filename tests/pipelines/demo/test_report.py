@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipelines.demo.report import (
     Example,
-    Place,
+    Link,
     Report,
     Step,
     Throughput,
@@ -54,7 +54,7 @@ REPORT = Report(
             uri="s3://b/<script>alert(1)</script>.jpg", stage="decode", type="ImageError", message="no bytes & no hope"
         ),
     ),
-    places=(Place(what="Model", uri="/runs/model"),),
+    places=(Link(what="Model", uri="/runs/model"),),
     commands={"Look": "mlflow ui"},
 )
 

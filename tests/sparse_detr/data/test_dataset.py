@@ -80,18 +80,17 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "reads"),
     [
-        ({"cache_bytes": True}, 3),
-        ({"cache_bytes": False}, 6),
-        ({"cache_pixels": True}, 3),
-        ({"cache_bytes": False, "cache_pixels": True}, 3),
-        ({"cache_pixels": True, "cache_limit": 32 * 32 * 3 + 10}, 5),
+        ({"cache": "bytes"}, 3),
+        ({"cache": "none"}, 6),
+        ({"cache": "pixels"}, 3),
+        ({"cache": "pixels", "cache_limit": 32 * 32 * 3 + 10}, 5),
         ({"cache_limit": 0}, 6),
     ],
 )
 def test_caches_save_reads_and_change_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, int], reads: int
 ) -> None:
-    plain = DetectionDataset(index_of(*SIZES), folder, STILL, cache_bytes=False)
+    plain = DetectionDataset(index_of(*SIZES), folder, STILL, cache="none")
     expected = [plain[i] for i in range(3)]
     names = count_reads(monkeypatch)
     dataset = DetectionDataset(index_of(*SIZES), folder, STILL, **options)
@@ -109,7 +108,7 @@ def assert_same(a: Example, b: Example) -> None:
 
 
 def test_pickling_leaves_the_cache_behind(folder: Path) -> None:
-    dataset = DetectionDataset(index_of(*SIZES), folder, STILL, cache_pixels=True)
+    dataset = DetectionDataset(index_of(*SIZES), folder, STILL, cache="pixels")
     before = len(pickle.dumps(dataset))
     for i in range(3):
         dataset[i]
@@ -125,7 +124,7 @@ def test_workers_deliver_an_epoch(tmp_path: Path, start: str, workers: int) -> N
     transform = TrainTransform(
         config=AugmentConfig(short_sides=(48, 64), max_side=64, crop_resize=(), crop_min=42, crop_max=64)
     )
-    dataset = DetectionDataset(index, uris.images, transform, cache_pixels=True)
+    dataset = DetectionDataset(index, uris.images, transform, cache="pixels")
     sampler = EpochSampler(len(dataset), seed=1)
 
     def epoch() -> list[torch.Tensor]:
@@ -163,7 +162,7 @@ def test_a_broken_image_is_named(folder: Path, content: bytes | None, message: s
     with pytest.raises(ImageError, match=rf"{folder}/1\.png: {message}"):
         dataset[1]
     with pytest.raises(ImageError, match=rf"{folder}/1\.png: {message}"):
-        DetectionDataset(index_of(*SIZES), folder, STILL, cache_pixels=True)[1]
+        DetectionDataset(index_of(*SIZES), folder, STILL, cache="pixels")[1]
 
 
 def test_a_missing_image_is_named(folder: Path) -> None:
