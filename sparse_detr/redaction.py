@@ -34,6 +34,7 @@ SECRET_VARIABLES = (
 )
 """Environment variables whose values no text may show: the one list of them."""
 _SHORTEST_SECRET = 8
+"""Characters. Shorter values, such as the user name `minio`, are words that occur in harmless text."""
 
 
 def without_secrets(text: str, key: str = "") -> str:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 _SHOWN = 20
+"""Lines of a list that a terminal of 24 rows still shows; MLflow and the results have all."""
 
 
 def error_console() -> Console:

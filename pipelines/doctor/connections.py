@@ -15,6 +15,7 @@ State = Literal["ok", "note", "broken"]
 
 
 _SECONDS = 5.0
+"""For each address: the doctor looks at three and should answer while one waits for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

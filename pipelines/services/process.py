@@ -22,6 +22,7 @@ HOST = "127.0.0.1"
 
 
 _ATTEMPTS = 4
+"""Starts on other ports: a free port may be taken between the look and the start, hardly ever four times in a row."""
 
 
 _LOG_TAIL = 30

@@ -24,6 +24,7 @@ GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL. SeaweedFS would take 15 to say goodbye to clients that are gone."""
 
 _POLL = 0.25
+"""Seconds between looks at the server: its end is noticed soon, at next to no processor time."""
 _PR_SET_PDEATHSIG = 1
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PACKAGES = ("sparse_detr", "pipelines", "tune")
 _CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _CONNECT_SECONDS = 10.0
+"""A reachable head accepts within milliseconds; a firewall that drops packets would keep us for two minutes."""
 _OF_THIS_MACHINE = ("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_PROFILE", "AWS_DEFAULT_PROFILE",
                     "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")  # fmt: skip
 """Paths here, and names in files here: on the cluster they would only hide its own."""

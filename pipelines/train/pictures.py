@@ -30,6 +30,7 @@ FOLDER = "explain"
 _SHOWS = 10
 """Pictures are drawn after about so many evaluations of a run: they then cost little, however long the run is."""
 _TILE = 180
+"""Pixels: a sheet of four levels is then about 1000 wide, which MLflow shows without scaling."""
 _THRESHOLD = 0.3
 _RICH = 3
 """Images with at least so many objects come first: there is more to see."""

@@ -18,6 +18,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What is read. Not all that Pillow can: some of its other readers start programs or fetch files."""
 
 _ORIENTATION = 0x0112
+"""The EXIF tag that says how the camera was held."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 _TEMPERATURE = 10000.0
 _SCALE = 2 * math.pi
+"""Longest wavelength and unit of DETR's encoding: published weights have learned these frequencies."""
 
 
 def encode_places(

@@ -25,10 +25,12 @@ from sparse_detr.errors import StorageError
 from sparse_detr.storage.s3 import answered, at_endpoint, explained, s3_filesystem
 
 ACCESS_DEADLINE = 12.0
-"""Seconds after which `check_access` gives up on a store that says nothing."""
+"""Seconds after which `check_access` gives up on a store that says nothing. Commands promise an error within 15; 3 are
+left for what comes before."""
 
 _CHUNK = 4 << 20
 _TRANSFERS = 8
+"""Files at a time: one request to a store takes tens of milliseconds, most of them waiting."""
 _URI_OPTIONS = {"access_key", "secret_key", "session_token", "endpoint_override", "region", "scheme"}
 
 Names = list[str]
