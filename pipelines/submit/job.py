@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
 _PAUSE_SECONDS = 1.0
 _RETRIES = 60
-"""Connections to a log that may fail in a row: with a pause of a second between them, a head that restarts has a minute."""
+"""Connections to a log that may fail in a row: with a second between them, a head that restarts has a minute."""
 
 
 def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> int:

@@ -48,7 +48,7 @@ PAUSE_SECONDS = 30.0
 """After a failure, metrics are only collected for so long before the server is tried again."""
 
 _METRICS_A_CALL, _PARAMS_A_CALL, _PENDING_LIMIT = 1000, 100, 50_000
-"""The first two are MLflow's own limits of a batch; the third keeps a run of days without its server in some megabytes."""
+"""The first two are MLflow's own limits of a batch; the third keeps days without a server in some megabytes."""
 
 
 class MlflowTracker:

@@ -141,7 +141,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_mistakes_are_one_message_and_exit_code_2(
+def test_user_errors_are_one_message_and_exit_code_2(
     arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -162,7 +162,7 @@ def test_no_traceback_in_a_process_of_its_own() -> None:
     assert done.stderr == "error: recipe: 'tinny' does not exist; did you mean tiny?\n"
 
 
-def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> int:
         raise ValueError("a bug of ours")
 
@@ -171,7 +171,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
         cli.main(["doctor"])
 
 
-def test_a_mistake_found_by_a_ray_worker_is_as_clear(
+def test_a_user_error_found_by_a_ray_worker_is_as_clear(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ray.exceptions import RayTaskError

@@ -128,7 +128,7 @@ class Attack:
         return (os.mkdir, (str(self.target),))
 
 
-def test_mistakes_leave_nothing_behind(
+def test_user_errors_leave_nothing_behind(
     checkpoint: Path, tmp_path: Path, model: SparseDetr, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(message: str, *words: object) -> None:

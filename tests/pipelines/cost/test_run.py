@@ -91,7 +91,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["r50_dense", "--keep-ratio", "0.5"], "this model was built dense"),
     ],
 )
-def test_mistakes_end_with_2_and_one_message(
+def test_user_errors_end_with_2_and_one_message(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cost", *arguments]) == 2

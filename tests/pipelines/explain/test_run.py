@@ -118,7 +118,7 @@ def test_from_store_to_store(model: str, image: Path, store: Location) -> None:
         ({"output": "{folder}/there.png"}, OutputExistsError, r"there\.png exists; .*overwrite"),
     ],
 )
-def test_mistakes_are_named(
+def test_user_errors_are_named(
     changes: dict[str, str], error: type[Exception], message: str, model: str, image: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text.jpg").write_bytes(b"<html>404 Not Found</html>")

@@ -229,7 +229,7 @@ def test_wrong_credentials_are_an_error_and_no_hang(
     assert "not-the-secret" not in str(caught.value)
 
 
-def test_mistakes_are_found_before_any_work(config: PredictConfig, model: SparseDetr, tmp_path: Path) -> None:
+def test_user_errors_are_found_before_any_work(config: PredictConfig, model: SparseDetr, tmp_path: Path) -> None:
     config = replace(config, output=str(tmp_path / "out"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError):

@@ -86,7 +86,7 @@ def _wait_for(address: str, environment: dict[str, str], process: subprocess.Pop
 
 
 @pytest.mark.slow
-def test_a_verb_runs_on_the_cluster_with_our_code_and_environment(cluster: Cluster) -> None:
+def test_a_command_runs_on_the_cluster_with_our_code_and_environment(cluster: Cluster) -> None:
     secret = secrets.token_hex(16)
     done = cluster.cli(
         *("submit", "--address", cluster.address, "--id", "one", "--", "doctor", "--json"),
@@ -129,7 +129,7 @@ def _require_nowhere(secret: str, cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_the_exit_code_of_a_failed_verb_comes_back(cluster: Cluster) -> None:
+def test_the_exit_code_of_a_failed_command_comes_back(cluster: Cluster) -> None:
     done = cluster.cli("submit", "--address", cluster.address, "--", "data", "check", "--annotations", "/none.json",
                        "--images", "/none")  # fmt: skip
     assert done.returncode == 2

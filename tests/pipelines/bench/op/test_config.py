@@ -88,14 +88,14 @@ sys.exit(main(["--repeats", "1", "--queries", "decoder", "--threads", "1", "--ty
     assert [path.name for path in tmp_path.iterdir()] == ["op.json"]
 
 
-def test_as_a_module_it_shows_a_mistake_without_a_traceback() -> None:
+def test_as_a_module_it_shows_a_user_error_without_a_traceback() -> None:
     command = (sys.executable, "-m", "pipelines.bench.op", "--repeats", "0")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: repeats: 0; give at least 1\n")
 
 
 @pytest.mark.parametrize("arguments", [["--repeats", "0"], ["--queries", "all"], ["--json", "/no/folder/op.json"]])
-def test_the_verb_takes_the_config_and_refuses_the_same(
+def test_the_command_takes_the_config_and_refuses_the_same(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pipelines.cli.main import main as cli

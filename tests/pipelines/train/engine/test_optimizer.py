@@ -106,6 +106,6 @@ def test_adamw_moves_as_computed_by_hand() -> None:
     assert model.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1, abs=1e-6)
 
 
-def test_a_model_without_trainable_parameters_is_our_own_mistake() -> None:
+def test_a_model_without_trainable_parameters_is_our_own_error() -> None:
     with pytest.raises(ValueError, match="no trainable parameter"):
         parameter_groups(nn.Linear(1, 1).requires_grad_(False), OptimizerConfig(), global_batch=16)
