@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,26 @@ from sparse_detr.config_dict import to_dict
 from sparse_detr.storage.location import Location
 
 POLL_SECONDS = 0.3
-"""Between two looks at the progress board: a bar that moves three times a second, and Ctrl-C answered as soon."""
+"""Between two looks at the progress board: a bar that moves three times a second."""
+BOARD_SECONDS = 5.0
+"""Longest wait for the board's answer: as much as Ctrl-C may take longer when the board hangs."""
 
 Launch = Callable[
     [RunConfig, Location, Tracker, OnProgress | None],
     tuple[list[dict[str, float]], str],
 ]
 """Runs the workers of a training to the end, as `fit` does."""
+
+
+class Trainer(ray.train.torch.TorchTrainer):
+    """A TorchTrainer that leaves SIGINT to the command.
+
+    Ray's handler would stay for good, and end a run that Ctrl-C stopped as if it were complete; Ray has no setting
+    for it but to run in another thread, which its shutdown does not wait for.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
 
 
 def fit(
@@ -40,7 +55,7 @@ def fit(
     board = ray.remote(num_cpus=0)(ProgressBoard).remote()
     access = DriverAccess(os.environ)
     task = WorkerTask(config=to_dict(config), board=board, run=address(tracker), access=access)
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = Trainer(
         train_worker,  # type: ignore[arg-type]  # Ray forgets that a worker may return something.
         train_loop_config={"task": task},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if config.training.use_gpu else "gloo"),
@@ -48,7 +63,8 @@ def fit(
         run_config=_ray_run(config, output),
     )
     try:
-        result = _fit_in_background(trainer, board, on_progress)
+        with watched(board, on_progress):
+            result: Any = trainer.fit()
     except ray.train.TrainingFailedError as error:
         _raise_user_error(board, error)
         raise
@@ -85,29 +101,35 @@ def _ray_run(config: RunConfig, output: Location) -> ray.train.RunConfig:
     )
 
 
-def _fit_in_background(trainer: Any, board: Any, on_progress: OnProgress | None) -> Any:
-    """`trainer.fit()` beside this thread, which stays free for progress and for Ctrl-C.
+@contextmanager
+def watched(board: Any, on_progress: OnProgress | None) -> Iterator[None]:
+    """Show what is on the board, from another thread; it has ended when this returns or raises.
 
-    In the main thread Ray would replace the handler of SIGINT for good, and end a run that Ctrl-C stopped as if it
-    were complete.
+    It must have: Ray's shutdown frees what a call of another thread still uses, and the process dies by SIGSEGV.
     """
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
+    if on_progress is None:
+        yield
+        return
+    over = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="progress") as pool:
+        shown = pool.submit(_show, board, on_progress, over)
         try:
-            outcome["result"] = trainer.fit()
-        except BaseException as error:
-            outcome["error"] = error
+            yield
+        finally:
+            over.set()
+    shown.result()
 
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    seen = None
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        progress = ray.get(board.latest.remote())
-        if on_progress is not None and progress is not None and progress != seen:
+
+def _show(board: Any, on_progress: OnProgress, over: threading.Event) -> None:
+    seen, last = None, False
+    while not last:
+        # One more look once it is over: the end of the training shows too.
+        last = over.wait(POLL_SECONDS)
+        try:
+            progress = ray.get(board.latest.remote(), timeout=BOARD_SECONDS)
+        except ray.exceptions.RayError:
+            # A board that is late or gone is no reason to end a training, which goes on without it.
+            continue
+        if progress is not None and progress != seen:
             seen = progress
             on_progress(progress)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]

@@ -56,9 +56,9 @@ def train(
 ) -> TrainResult:
     """Train on the Ray that this process is connected to, or that `connect` opens once all else is checked.
 
-    `on_start` is called before the workers start, with what was found until then, `on_progress` about three times a
-    second, both in this thread. Ctrl-C leaves at once with KeyboardInterrupt; `ray.shutdown` (or leaving
-    `ray_session`) ends the workers.
+    `on_start` is called before the workers start, with what was found until then, in this thread; `on_progress` about
+    three times a second, in another one, which has ended when this returns. Ctrl-C leaves at once with
+    KeyboardInterrupt; `ray.shutdown` (or leaving `ray_session`) ends the workers.
 
     Args:
         on_session: told which Ray it is, before `on_start`.
