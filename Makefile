@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       from nothing to detections, with a report in runs/demo/report.html"
+	@echo "make demo       from scratch to detections, with a report in runs/demo/report.html"
 	@echo "make test       the tests"
 	@echo "make test-slow  the long ones: trainings that are killed, whole demos, jobs on a cluster"
 	@echo "make check      format, lint, types, direction of imports"

@@ -33,6 +33,8 @@ SECRET_VARIABLES = (
     "MLFLOW_TRACKING_TOKEN",
 )
 """Environment variables whose values no text may show: the one list of them."""
+# Wider than for keys of a config: a variable that is hidden without need costs nothing.
+_SECRET_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 _SHORTEST_SECRET = 8
 """Characters. Shorter values, such as the user name `minio`, are words that occur in harmless text."""
 
@@ -54,6 +56,11 @@ def without_secrets(text: str, key: str = "") -> str:
         if len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, HIDDEN)
     return text
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether an environment variable must not be shown: by its name, or by a password or a secret in its value."""
+    return name in SECRET_VARIABLES or bool(_SECRET_VARIABLE.search(name)) or without_secrets(value) != value
 
 
 def values_without_secrets(value: Any, key: str = "") -> Any:

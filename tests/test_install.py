@@ -1,4 +1,4 @@
-"""What `pip install .` leaves in an environment of its own."""
+"""Files that `pip install .` leaves in an environment of its own."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_installed_command_runs_and_its_requirements_are_met(wheel: Path, tm
     where = _run(python, "-c", "import pipelines, sparse_detr, tune; print(tune.__file__)", cwd=tmp_path)
     assert where.strip() == str(packages / "tune" / "__init__.py")
     shown = _run(environment / "bin" / "sparse-detr", "--help", cwd=tmp_path)
-    assert all(re.search(rf"^  {verb}\b", shown, re.MULTILINE) for verb in ("demo", "train", "predict", "doctor"))
+    assert all(re.search(rf"^  {command}\b", shown, re.MULTILINE) for command in ("demo", "train", "predict", "doctor"))
     assert "No broken requirements found." in _run(*pip, "check", cwd=tmp_path)
 
 

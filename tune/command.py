@@ -7,7 +7,7 @@ from rich.table import Table
 
 from pipelines.cli.console import progress_bar, say
 from pipelines.cluster.ray_log import kept_aside
-from pipelines.cluster.session import Connect, ray_session
+from pipelines.cluster.session import Connect, announced, ray_session
 from tune.config import SweepConfig
 from tune.report import rows
 from tune.sweep import LaunchTrials, fit_trials, sweep
@@ -20,7 +20,7 @@ def sweep_command(config: SweepConfig, *, connect: Connect = ray_session, launch
             config,
             on_start=lambda start: say(start.describe()),
             on_progress=lambda progress: move(progress.epochs_done, progress.epochs),
-            connect=connect,
+            connect=announced(say, connect),
             launch=launch,
         )
     table = Table(title=f"{len(result.trials)} trials, best first", title_justify="left")

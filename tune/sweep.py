@@ -80,7 +80,9 @@ def sweep(
         named = replace(run, name=f"sweep {run.name}")
         tracker = stack.enter_context(open_tracker(named, parent_run_id=parent_run_id))
         start.record(tracker)
-        each, access = to_dict(replace(run, existing="overwrite")), DriverAccess(os.environ)
+        # Workers of a cluster lack this process's MLFLOW_TRACKING_URI.
+        own = replace(run, existing="overwrite", tracking_uri=tracker.uri)
+        each, access = to_dict(own), DriverAccess(os.environ)
         task = TrialTask(run=each, parent=address(tracker), access=access)
         result = launch(config, task, output, min(room, config.concurrent), on_progress)
         write_report(result, output, tracker)

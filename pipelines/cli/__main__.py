@@ -4,6 +4,10 @@ import sys
 
 from pipelines.cli.main import main
 from pipelines.cluster.sealed import open_sealed
+from sparse_detr.errors import ConfigError
 
-open_sealed()
+try:
+    open_sealed()
+except ConfigError as error:
+    sys.exit(f"error: {error}")
 sys.exit(main())

@@ -22,13 +22,13 @@ def parse(program: str, command: Command, words: list[str]) -> Any | None:
     """
     words, rest = _split(words) if command.rest else (words, [])
     named, words = _leading(command, words)
-    if "recipe" in command.words and "recipe" not in named:
+    if "recipe" in command.words and "recipe" not in named and not _gives(words, "--recipe"):
         _print_recipes(program, to_stderr=not words)
         return None
     kind = imported(command.config)
     more: dict[str, Any] = {}
     if command.default:
-        recipe = named.pop("recipe")
+        recipe, words = (named.pop("recipe"), words) if named else _taken(words, "--recipe")
         program, more = f"{program} {recipe}", {"default": imported(command.default)(recipe)}
     elif named:
         program += f" {named['recipe']}" if "recipe" in named else ""
@@ -48,6 +48,18 @@ def _leading(command: Command, words: list[str]) -> tuple[dict[str, str], list[s
     limit = len(command.words)
     count = next((i for i, word in enumerate(words[:limit]) if word.startswith("-")), min(limit, len(words)))
     return dict(zip(command.words, words[:count], strict=False)), words[count:]
+
+
+def _gives(words: list[str], option: str) -> bool:
+    return any(word == option or word.startswith(f"{option}=") for word in words)
+
+
+def _taken(words: list[str], option: str) -> tuple[str, list[str]]:
+    """The value of an option, and the words without it."""
+    place = next(i for i, word in enumerate(words) if word == option or word.startswith(f"{option}="))
+    if "=" in words[place]:
+        return words[place].partition("=")[2], words[:place] + words[place + 1 :]
+    return " ".join(words[place + 1 : place + 2]), words[:place] + words[place + 2 :]
 
 
 def _print_recipes(program: str, *, to_stderr: bool) -> None:

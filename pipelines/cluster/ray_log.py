@@ -22,7 +22,8 @@ def native_errors_to(log: Path) -> Iterator[None]:
     shown, python = os.dup(2), sys.stderr
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), 2)
-    with os.fdopen(os.dup(shown), "w", buffering=1) as visible:
+    encoding, errors = getattr(python, "encoding", None), getattr(python, "errors", None)
+    with os.fdopen(os.dup(shown), "w", buffering=1, encoding=encoding, errors=errors) as visible:
         # A stream that is not the descriptor, as of a notebook, keeps its own way.
         sys.stderr = visible if _is_descriptor(python) else python
         try:

@@ -24,7 +24,7 @@ def require_cluster(workers: int, cpus_per_worker: int, use_gpu: bool, cluster: 
 
 
 DRIVER_CPUS = 0.01
-"""What a trial itself takes when its workers are Ray Train's; Tune refuses 0."""
+"""CPUs of a trial itself when its workers are Ray Train's; Tune refuses 0."""
 
 
 def trial_resources(run: RunConfig) -> dict[str, float]:

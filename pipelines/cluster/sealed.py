@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from sparse_detr.errors import ConfigError
+
 PAD_VARIABLE = "SPARSE_DETR_PAD"
 PACKAGE = "sparse_detr_sealed"
 _FILE = "values"
@@ -32,9 +34,11 @@ def seal(variables: Mapping[str, str], parent: Path) -> tuple[Path, str]:
 def open_sealed() -> None:
     """Put what was sealed into this process's environment; nothing happens where no pad came along."""
     pad = os.environ.pop(PAD_VARIABLE, "")
-    spec = find_spec(PACKAGE) if pad else None
-    if spec is None or spec.origin is None:
+    if not pad:
         return
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"{PACKAGE}: the package with the job's variables did not arrive; submit the job again")
     os.environ.update(json.loads(_combine((Path(spec.origin).parent / _FILE).read_bytes(), bytes.fromhex(pad))))
 
 

@@ -54,12 +54,24 @@ class RaySession:
         """One line for the terminal."""
         kind = "local Ray" if self.local else f"Ray at {self.address}"
         dashboard = f", dashboard {self.dashboard}" if self.dashboard else ""
-        logs = f", logs in {self.logs}" if self.logs else ""
+        logs = f", logs in {self.logs}" if self.logs else ", logs in the dashboard or by `ray logs`"
         return f"{kind}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{dashboard}{logs}"
 
 
 Connect = Callable[[], AbstractContextManager[RaySession]]
 """Opens a session, as `ray_session` does."""
+
+
+def announced(say: Callable[[str], None], connect: Connect | None = None) -> Connect:
+    """A `Connect` that also says which Ray it is, and where its logs are."""
+
+    @contextmanager
+    def opened() -> Iterator[RaySession]:
+        with (connect or ray_session)() as session:
+            say(session.describe())
+            yield session
+
+    return opened
 
 
 _LOOPBACK_ONLY = {

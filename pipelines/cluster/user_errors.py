@@ -42,6 +42,9 @@ def find(error: BaseException) -> SparseDetrError | None:
         if isinstance(current, SparseDetrError) and type(current).__module__ == SparseDetrError.__module__:
             return current
         failures = getattr(current, "worker_failures", None)
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
+        queue += [getattr(current, "cause", None), current.__cause__]
+        # What was being handled when one of Ray's was raised caused it; when one of ours was, it is a bug.
+        if type(current).__module__.startswith("ray."):
+            queue.append(current.__context__)
         queue += list(failures.values()) if isinstance(failures, dict) else []
     return None

@@ -27,7 +27,7 @@ class ConvertConfig:
     """Of our model: give it to the authors' code although its scoring network leaves padding out of its mean. In
     batches with padding that code then chooses other tokens."""
     existing: Replace = "refuse"
-    """What to do where there is something at `output` already: `refuse` stops with an error, `overwrite` replaces
+    """Choice for when there is something at `output` already: `refuse` stops with an error, `overwrite` replaces
     it."""
 
     def __post_init__(self) -> None:

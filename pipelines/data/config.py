@@ -20,7 +20,7 @@ class ImportVocConfig:
     output: str
     """Path or URI of the JSON file to write."""
     existing: Replace = "refuse"
-    """What to do where there is a file at `output` already: `refuse` stops with an error, `overwrite` replaces it."""
+    """Choice for when there is a file at `output` already: `refuse` stops with an error, `overwrite` replaces it."""
 
     def __post_init__(self) -> None:
         require_known(self.existing)
@@ -41,7 +41,7 @@ class MakeShapesConfig:
     seed: int = 0
     """Everything random follows from it."""
     existing: Replace = "refuse"
-    """What to do where `output` holds a data set already: `refuse` stops with an error, `overwrite` writes
+    """Choice for when `output` holds a data set already: `refuse` stops with an error, `overwrite` writes
     over its files."""
 
     def __post_init__(self) -> None:

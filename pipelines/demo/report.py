@@ -36,7 +36,7 @@ class Step:
     name: str
     seconds: float
     note: str = ""
-    """What came out of it, in a few words."""
+    """The outcome, in a few words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Report:
 
     title: str
     subtitle: str
-    """What ran, when, on what machine."""
+    """Versions, date and machine of the run."""
     headline: Mapping[str, str]
     """The few numbers that matter, as text."""
     steps: tuple[Step, ...]
@@ -98,7 +98,7 @@ class Report:
     broken: tuple[ErrorRow, ...]
     places: tuple[Link, ...]
     commands: Mapping[str, str]
-    """What one may do next -> the command."""
+    """Next steps, each with its command."""
 
 
 def render(report: Report) -> str:

@@ -20,7 +20,7 @@ class Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
         self.note = ""
-        """What came out of the step; stays beside its bar."""
+        """The outcome of the step; stays beside its bar."""
 
     def move(self, done: float, total: float, note: str = "") -> None:
         """Show how far the step is."""

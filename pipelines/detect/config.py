@@ -12,7 +12,7 @@ from sparse_detr.records import COCO_IMAGE_SIZE, ImageSize
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectionConfig:
-    """Which model looks at which images, how, and with how many workers."""
+    """Model, images, sizes and workers of a detection."""
 
     model: str
     """Model folder: a path, `file:` or `s3://` URI, as training writes it."""

@@ -27,7 +27,7 @@ class Finding:
     value: str
     state: State = "ok"
     remedy: str = ""
-    """What to do about it; empty where nothing is to be done."""
+    """Remedy; empty where nothing is to be done."""
 
 
 def connections(env: Mapping[str, str]) -> list[Finding]:

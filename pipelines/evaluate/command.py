@@ -6,6 +6,7 @@ from rich.console import Console
 
 from pipelines.cli.console import listing, progress_bar, rows_table, say, values_table
 from pipelines.cluster.ray_log import kept_aside
+from pipelines.cluster.session import announced
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.keep_ratios import ratio_rows
 from pipelines.evaluate.run import EvaluateResult, evaluate
@@ -14,7 +15,7 @@ from pipelines.evaluate.run import EvaluateResult, evaluate
 def evaluate_command(config: EvaluateConfig) -> int:
     """Evaluate, and show COCO's twelve numbers and the AP of each class, or the table over several keep ratios."""
     with kept_aside(say), progress_bar("Evaluating") as move:
-        result = evaluate(config, on_progress=move)
+        result = evaluate(config, on_progress=move, connect=announced(say))
     console = Console()
     _show_one(console, result) if len(result.ratios) == 1 else _show_several(console, result)
     if result.dropped:

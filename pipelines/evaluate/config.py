@@ -25,7 +25,7 @@ class EvaluateConfig(DetectionConfig):
     """With several keep ratios, the PNG of the plot: a path or `s3://` URI; by default beside `output`, or
     keep_ratios.png."""
     existing: Replace = "refuse"
-    """What to do where there are files at `output` or `plot` already: `refuse` stops with an error, `overwrite`
+    """Choice for when there are files at `output` or `plot` already: `refuse` stops with an error, `overwrite`
     replaces them."""
     attention_overlap: bool = False
     """Also measure Corr, the share of the decoder's attention that falls on kept tokens; takes twice the time."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.cluster.session import ray_session
+from pipelines.cluster.session import Connect, ray_session
 from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import Manifest
 from pipelines.detect.workers import Progress, Work, plan_pool, stream
@@ -63,7 +63,9 @@ class EvaluateResult:
         return self.ratios[0].keep_ratio
 
 
-def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> EvaluateResult:
+def evaluate(
+    config: EvaluateConfig, *, on_progress: Progress | None = None, connect: Connect = ray_session
+) -> EvaluateResult:
     """Detect objects in the images of a data set and compare them with its boxes, as COCO does.
 
     Raises:
@@ -87,7 +89,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: Progress | None = None) -> 
     asked = config.keep_ratio or (model_config.keep_ratio,)
     config = replace(config, keep_ratio=asked)
     tallies = {ratio: RatioTally(keep_ratio=ratio) for ratio in asked}
-    for rows in _detect(config, index, on_progress):
+    for rows in _detect(config, index, on_progress, connect):
         for ratio, tally in tallies.items():
             tally.add(rows.filter(pc.equal(rows.column("keep_ratio"), ratio)), category_of)
     seconds = time.monotonic() - started
@@ -140,7 +142,9 @@ class ReturnRows:
         return rows
 
 
-def _detect(config: EvaluateConfig, index: CocoIndex, on_progress: Progress | None) -> Iterator[pa.Table]:
+def _detect(
+    config: EvaluateConfig, index: CocoIndex, on_progress: Progress | None, connect: Connect
+) -> Iterator[pa.Table]:
     images = sorted(index.images, key=lambda image: (image.file_name, image.id))
     manifest = Manifest.of(locate(config.images).uri, [i.file_name for i in images], [i.id for i in images])
     ratios = config.keep_ratio or (None,)
@@ -154,7 +158,7 @@ def _detect(config: EvaluateConfig, index: CocoIndex, on_progress: Progress | No
     )
     done = 0
     blocks = manifest.blocks(config.images_per_block)
-    with ray_session() as session:
+    with connect() as session:
         pool = plan_pool(config, session, len(blocks))
         with closing(stream(blocks, work, pool)) as tables:
             for rows in tables:

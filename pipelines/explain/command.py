@@ -13,7 +13,7 @@ from sparse_detr.storage.location import locate
 
 
 def explain_command(config: ExplainConfig) -> int:
-    """Explain, and show the numbers and where the picture lies."""
+    """Explain, and show the numbers and where the picture is."""
     found = explain(config)
     facts: Mapping[str, object] = found.summary(config.threshold) | {"picture": locate(config.output).uri}
     Console().print(values_table("Explanation", facts))

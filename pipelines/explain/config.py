@@ -28,7 +28,7 @@ class ExplainConfig:
     max_side: int | None = None
     """The longer side never gets more pixels than this; by default the model's own, or 1333."""
     existing: Replace = "refuse"
-    """What to do where there is a file at `output` already: `refuse` stops with an error, `overwrite` replaces it."""
+    """Choice for when there is a file at `output` already: `refuse` stops with an error, `overwrite` replaces it."""
 
     def __post_init__(self) -> None:
         require_known(self.existing)

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from pipelines.cli.console import listing, progress_bar, say, values_table
 from pipelines.cluster.ray_log import kept_aside
+from pipelines.cluster.session import announced
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.run import predict
 
@@ -13,7 +14,7 @@ from pipelines.predict.run import predict
 def predict_command(config: PredictConfig) -> int:
     """Detect, and show the counts and the first broken images."""
     with kept_aside(say), progress_bar("Detecting") as move:
-        result = predict(config, on_progress=move)
+        result = predict(config, on_progress=move, connect=announced(say))
     console = Console()
     facts = {"images": result.images, "detections": result.detections, "images with errors": result.errors,
              "seconds": result.seconds, "output": result.output}  # fmt: skip

@@ -21,7 +21,7 @@ class PredictConfig(DetectionConfig):
     score_threshold: float = 0.3
     """Boxes below this score are left out; 0 keeps all."""
     existing: Replace = "refuse"
-    """What to do where `output` holds results of a run already: `refuse` stops with an error, `overwrite` deletes
+    """Choice for when `output` holds results of a run already: `refuse` stops with an error, `overwrite` deletes
     them, and nothing else."""
     max_error_share: float = 0.5
     """Stop once more than this share of all images has failed; 1 never stops."""

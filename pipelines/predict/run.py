@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 
-from pipelines.cluster.session import ray_session
+from pipelines.cluster.session import Connect, ray_session
 from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import Manifest, build_manifest
 from pipelines.detect.predictor import PredictorFactory
@@ -69,7 +69,9 @@ class _Tally:
             self.sample += [ErrorRow(**error) for error in row["sample"][: SHOWN_ERRORS - len(self.sample)]]
 
 
-def predict(config: PredictConfig, *, on_progress: Progress | None = None) -> PredictResult:
+def predict(
+    config: PredictConfig, *, on_progress: Progress | None = None, connect: Connect = ray_session
+) -> PredictResult:
     """Detect objects in a collection of images and write one row an image.
 
     A broken image gets a row that says why, and disturbs no other. The run stops early when the model, the images
@@ -92,7 +94,7 @@ def predict(config: PredictConfig, *, on_progress: Progress | None = None) -> Pr
     claim = claim_output(output, fingerprint, config.existing)
     manifest = build_manifest(config.images, config.annotations)
     tally = _Tally()
-    with ray_session() as session:
+    with connect() as session:
         blocks = manifest.blocks(config.images_per_block)
         pool = plan_pool(config, session, len(blocks))
         begin(claim, fingerprint, _facts(config, manifest))

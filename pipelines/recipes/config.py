@@ -36,11 +36,11 @@ class DataConfig:
     max_side: int = 1333
     """... unless the longer side would then exceed this many."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """What training images go through."""
+    """Augmentation of training images."""
     loader_workers: int = 0
     """Processes that prepare batches beside each training worker; 0 prepares them in the worker itself."""
     cache: Literal["none", "bytes", "pixels"] = "bytes"
-    """What each worker keeps in memory after the first read, up to 2 GiB: nothing, files, or decoded images."""
+    """Kept in the memory of each worker after the first read, up to 2 GiB: nothing, files, or decoded images."""
 
     def __post_init__(self) -> None:
         require(self.short_side >= 32, f"data.short_side: {self.short_side}; give at least 32 pixels")
@@ -179,13 +179,13 @@ class RunConfig:
     name: str = "run"
     """Names the run in MLflow and in messages."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """What is trained."""
+    """The network."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """What it is trained for."""
+    """Losses and matching."""
     data: DataConfig = field(default_factory=DataConfig)
-    """What it is trained on."""
+    """Images and annotations."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """How its weights move."""
+    """Optimizer and schedule."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """For how long, and on what."""
     output: str = "runs/train"
@@ -196,7 +196,7 @@ class RunConfig:
     experiment: str = "sparse-detr"
     """MLflow experiment."""
     existing: Existing = "refuse"
-    """What to do where `output` holds results of a run already: `refuse` stops with an error, `overwrite` deletes
+    """Choice for when `output` holds results of a run already: `refuse` stops with an error, `overwrite` deletes
     them, `resume` continues that run from its last checkpoint. A resumed run may have other epochs, workers, CPUs and
     GPUs, max_failures, keep_checkpoints, explain_images, loader_workers, cache, name, output and MLflow settings;
     every other field must be as it was."""

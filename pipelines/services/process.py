@@ -37,13 +37,13 @@ class Server:
     log: Path
     """Takes the server's output; begun anew at every start."""
     ports: int
-    """How many ports it listens on."""
+    """Number of ports it listens on."""
     command: Callable[[Sequence[int]], Sequence[str]]
     """The command line for given ports."""
     ready: Callable[[Sequence[int]], bool]
     """Whether the server at these ports answers."""
     seconds: float
-    """How long its start may take."""
+    """Seconds that its start may take."""
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Added to the environment of this process."""
 

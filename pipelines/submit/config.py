@@ -54,7 +54,7 @@ class SubmitConfig(ClusterConfig):
     """Return once the job is accepted, without following its logs."""
 
     command: tyro.conf.Suppress[tuple[str, ...]] = ()
-    """What stands behind the two dashes: a command of `sparse-detr` with its options."""
+    """The words behind the two dashes: a command of `sparse-detr` with its options."""
 
     def __post_init__(self) -> None:
         if not self.environment:

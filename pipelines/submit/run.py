@@ -10,7 +10,6 @@ import difflib
 import fnmatch
 import logging
 import os
-import re
 import shlex
 import socket
 import tempfile
@@ -25,7 +24,7 @@ from pipelines.cluster.sealed import PAD_VARIABLE, seal
 from pipelines.submit.config import ADDRESS_VARIABLE, SubmitConfig
 from sparse_detr.environment import environment
 from sparse_detr.errors import ConfigError
-from sparse_detr.redaction import SECRET_VARIABLES, without_secrets
+from sparse_detr.redaction import is_secret, without_secrets
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -37,7 +36,6 @@ _CONNECT_SECONDS = 10.0
 _OF_THIS_MACHINE = ("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_PROFILE", "AWS_DEFAULT_PROFILE",
                     "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")  # fmt: skip
 """Paths here, and names in files here: on the cluster they would only hide its own."""
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -79,6 +77,7 @@ def submit(config: SubmitConfig) -> tuple[JobSubmissionClient, str]:
             "submit: no command; write it behind two dashes: sparse-detr submit --address URL -- train tiny"
         )
     require_command(config.command)
+    _require_open(config.command)
     client = connect(config.resolved())
     _require_free_id(client, config.id)
     try:
@@ -94,6 +93,17 @@ def submit(config: SubmitConfig) -> tuple[JobSubmissionClient, str]:
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"submit: the cluster refused the job: {error}") from error
     return client, job
+
+
+def _require_open(words: Sequence[str]) -> None:
+    """Refuse a secret among the words: job API, dashboard and logs show a job's command in clear."""
+    for word in words:
+        shown = without_secrets(word)
+        if shown != word:
+            raise ConfigError(
+                f"submit: {shown}: the words of a command show in the job API, so none may hold a secret; put it into "
+                "a variable that travels (MLFLOW_TRACKING_URI, AWS_*), or into a file of the store"
+            )
 
 
 def require_command(words: Sequence[str]) -> None:
@@ -146,11 +156,6 @@ def travelling(patterns: Sequence[str], environment: Mapping[str, str]) -> dict[
         for name, value in sorted(environment.items())
         if name not in _OF_THIS_MACHINE and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }
-
-
-def is_secret(name: str, value: str) -> bool:
-    """Whether a variable must not be shown: by its name, or by a password or a secret in its value."""
-    return name in SECRET_VARIABLES or bool(_SECRET_NAME.search(name)) or without_secrets(value) != value
 
 
 def package_folder(name: str) -> Path:

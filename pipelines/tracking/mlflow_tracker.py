@@ -195,6 +195,27 @@ class MlflowTracker:
             return None
 
 
+def resolved_uri(uri: str | None) -> str:
+    """The tracking URI that is meant: the one given, or MLFLOW_TRACKING_URI's, or `none`."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
+
+
+def continue_run(uri: str, run_id: str) -> Tracker | None:
+    """The run of that id, running again; None where this store has no such run, or does not answer."""
+    client = connect(uri)
+
+    def opened() -> Tracker:
+        client.get_run(run_id)
+        client.update_run(run_id, status="RUNNING")
+        return MlflowTracker(uri, run_id, client)
+
+    try:
+        return within(OPEN_SECONDS, opened)
+    except Exception as error:
+        _warn(uri, "continue", error)
+        return None
+
+
 def open_run(
     uri: str | None,
     experiment: str,
@@ -218,7 +239,7 @@ def open_run(
     Raises:
         ConfigError: the URI is of a kind that MLflow refuses.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
+    uri = resolved_uri(uri)
     if uri == "none":
         return NullTracker()
     client = connect(uri)

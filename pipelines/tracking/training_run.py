@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import field_values
-from pipelines.tracking.mlflow_tracker import MlflowTracker, open_run
+from pipelines.tracking.mlflow_tracker import MlflowTracker, continue_run, open_run, resolved_uri
 from pipelines.tracking.tracker import NullTracker, Tracker
 from sparse_detr.config_dict import to_dict
 
@@ -20,11 +20,12 @@ def open_tracker(
     run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Iterator[Tracker]:
-    """A new run with the config as its parameters, or the run of `run_id` again; see `closing`."""
-    if run_id is not None and config.tracking_uri is not None:
-        tracker: Tracker = MlflowTracker.attach(config.tracking_uri, run_id)
-    else:
-        tracker = open_run(config.tracking_uri, config.experiment, config.name, parent_run_id=parent_run_id, tags=tags)
+    """A new run with the config as its parameters, or the run of `run_id` again where this store has it; see
+    `closing`."""
+    uri = resolved_uri(config.tracking_uri)
+    tracker = continue_run(uri, run_id) if run_id is not None and uri != "none" else None
+    if tracker is None:
+        tracker = open_run(uri, config.experiment, config.name, parent_run_id=parent_run_id, tags=tags)
         tracker.params(field_values(to_dict(config)))
     with closing(tracker):
         yield tracker

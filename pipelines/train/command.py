@@ -6,22 +6,20 @@ from rich.console import Console
 
 from pipelines.cli.console import progress_bar, say, values_table
 from pipelines.cluster.ray_log import kept_aside
-from pipelines.cluster.session import Connect, ray_session
+from pipelines.cluster.session import Connect, announced, ray_session
 from pipelines.recipes.config import RunConfig
-from pipelines.train.launch import Launch, fit
 from pipelines.train.preflight import RunStart
-from pipelines.train.run import train
+from pipelines.train.run import Launch, train
 
 
-def train_command(config: RunConfig, *, connect: Connect = ray_session, launch: Launch = fit) -> int:
+def train_command(config: RunConfig, *, connect: Connect = ray_session, launch: Launch | None = None) -> int:
     """Train, with steps and loss on the progress bar, and show the best epoch and where the model is."""
     with kept_aside(say), progress_bar("Training") as move:
         result = train(
             config,
-            on_session=lambda session: say(session.describe()),
             on_start=lambda start: say(start.describe()),
             on_progress=lambda progress: move(progress.step, progress.steps),
-            connect=connect,
+            connect=announced(say, connect),
             launch=launch,
         )
     best = result.best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,12 +29,6 @@ POLL_SECONDS = 0.3
 """Between two looks at the progress board: a bar that moves three times a second."""
 BOARD_SECONDS = 5.0
 """Longest wait for the board's answer: as much as Ctrl-C may take longer when the board hangs."""
-
-Launch = Callable[
-    [RunConfig, Location, Tracker, OnProgress | None],
-    tuple[list[dict[str, float]], str],
-]
-"""Runs the workers of a training to the end, as `fit` does."""
 
 
 class Trainer(ray.train.torch.TorchTrainer):

@@ -1,6 +1,6 @@
 """Training as a job of Ray Train: workers, checkpoints in the store, one MLflow run, one result.
 
-`train_output` says what lies where in the output folder.
+`output.py` says what is where in the output folder.
 """
 
 from __future__ import annotations
@@ -11,13 +11,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pipelines.cluster.resources import require_cluster
-from pipelines.cluster.session import Connect, RaySession, ray_session
+from pipelines.cluster.session import Connect, ray_session
 from pipelines.recipes.config import RunConfig
+from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.training_run import open_tracker
 from pipelines.train.engine.progress import OnProgress
-from pipelines.train.launch import Launch, fit
 from pipelines.train.output import claim_output, publish_model, write_result, write_run
 from pipelines.train.preflight import OnStart, RunStart, preflight
+from sparse_detr.storage.location import Location
+
+Launch = Callable[
+    [RunConfig, Location, Tracker, OnProgress | None],
+    tuple[list[dict[str, float]], str],
+]
+"""Runs the workers of a training to the end, as `launch.fit` does; gives the history, and the folder name of the best
+checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +56,8 @@ def train(
     *,
     on_start: OnStart | None = None,
     on_progress: OnProgress | None = None,
-    on_session: Callable[[RaySession], None] | None = None,
     connect: Connect = ray_session,
-    launch: Launch = fit,
+    launch: Launch | None = None,
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> TrainResult:
@@ -61,8 +68,7 @@ def train(
     KeyboardInterrupt; `ray.shutdown` (or leaving `ray_session`) ends the workers.
 
     Args:
-        on_session: told which Ray it is, before `on_start`.
-        launch: runs the workers; `fit` does so with Ray Train.
+        launch: runs the workers; by default `launch.fit`, with Ray Train.
         parent_run_id: MLflow run to nest this one under.
         tags: tags of the MLflow run.
 
@@ -81,14 +87,12 @@ def train(
         require_cluster(training.workers, training.cpus_per_worker, training.use_gpu, session.resources)
         if config.existing == "overwrite":
             claim_output(output, config)
-        if on_session is not None:
-            on_session(session)
         if on_start is not None:
             on_start(start)
         tracker = stack.enter_context(open_tracker(config, parent_run_id=parent_run_id, run_id=continued, tags=tags))
         write_run(output, config, tracker.run_id)
         start.record(tracker)
-        history, best = launch(config, output, tracker, on_progress)
+        history, best = (launch or _fit)(config, output, tracker, on_progress)
         model = publish_model(output, best)
         tracker.model(model.uri)
         seconds, speed = time.perf_counter() - started, mean_throughput(history)
@@ -103,6 +107,15 @@ def train(
         start=start,
         run_id=tracker.run_id,
     )
+
+
+def _fit(
+    config: RunConfig, output: Location, tracker: Tracker, on_progress: OnProgress | None
+) -> tuple[list[dict[str, float]], str]:
+    # Imported late: ray.train takes 4 s, and what a user can fix is said before.
+    from pipelines.train.launch import fit
+
+    return fit(config, output, tracker, on_progress)
 
 
 def mean_throughput(history: Sequence[Mapping[str, float]]) -> float:

@@ -65,7 +65,7 @@ def linear(rows: int, inputs: int, outputs: int, *, bias: bool = True) -> Work:
 
 
 def layer_norm(rows: int, channels: int) -> Work:
-    """A layer norm of `rows` tokens, or a group norm of as many cells."""
+    """A layer norm of `rows` tokens, or a group norm of as many pixels."""
     return Work(norms=PER_NORMED * rows * channels, parameters=2 * channels)
 
 

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from sparse_detr.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What is read. Not all that Pillow can: some of its other readers start programs or fetch files."""
+"""Formats that are read. Not all that Pillow can: some of its other readers start programs or fetch files."""
 
 _ORIENTATION = 0x0112
 """The EXIF tag that says how the camera was held."""

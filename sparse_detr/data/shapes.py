@@ -29,7 +29,7 @@ class ShapesConfig:
     """Look of the pictures of the shapes data set."""
 
     images: int = 2000
-    """How many pictures `generate_shapes` makes."""
+    """Number of pictures that `generate_shapes` makes."""
     seed: int = 0
     """Picture i depends on the seed and i alone."""
     size: int = 128
@@ -47,7 +47,7 @@ class ShapesConfig:
     min_visible: float = 0.5
     """Least share of every object that others and the border leave visible; more hidden ones are not drawn."""
     lean: float = 25.0
-    """How far an object may be turned from the upright, either way, degrees; 180 turns it any way."""
+    """Largest turn of an object from the upright, either way, degrees; 180 turns it any way."""
     plain: float = 0.5
     """Probability that an object has one colour instead of a texture."""
     clutter: int = 4

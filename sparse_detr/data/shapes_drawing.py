@@ -1,7 +1,7 @@
 """Drawing of the *shapes* data set: outlines, textures, occlusion, anti-aliasing.
 
 A picture is composed on an owner map of four times the resolution, which says for every small pixel which
-object lies on top. The share of small pixels that an object owns is its opacity in the picture, and the extent
+object is on top. The share of small pixels that an object owns is its opacity in the picture, and the extent
 of what it owns is its box: pixels and boxes cannot disagree.
 """
 
@@ -17,7 +17,7 @@ SUPERSAMPLING = 4
 """Small pixels a side of a pixel; boxes are exact to one of them."""
 
 SHAPE_NAMES = ("circle", "ring", "square", "star", "triangle")
-"""What `outline` can draw; a circle may be a little elliptic, a square a little oblong."""
+"""Kinds that `outline` can draw; a circle may be a little elliptic, a square a little oblong."""
 
 _CONTRAST = 80.0
 """Least distance in RGB (of at most 441) of an object's colour from what is behind it."""

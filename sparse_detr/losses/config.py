@@ -25,7 +25,7 @@ class LossConfig:
     focal_alpha: float = 0.25
     """Share of the focal loss that goes to the positives; between 0 and 1."""
     focal_gamma: float = 2.0
-    """How strongly the focal loss plays down what is easy; 0 is plain cross-entropy."""
+    """Exponent by which the focal loss plays down what is easy (gamma); 0 is plain cross-entropy."""
     match_class_cost: float = 2.0
     """Weight of the class cost in the matching of predictions and objects."""
     match_box_cost: float = 5.0

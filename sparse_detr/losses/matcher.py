@@ -33,7 +33,7 @@ class Matching:
     objects: Int[Tensor, " R"]
     """Index among the objects of all images, one image after the other."""
     rows_per_set: tuple[int, ...]
-    """How many rows belong to each set."""
+    """Number of rows of each set."""
 
 
 @torch.no_grad()

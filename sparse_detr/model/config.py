@@ -20,7 +20,7 @@ class BackboneConfig:
     norm: Literal["frozen_batch_norm", "group_norm"] = "frozen_batch_norm"
     """Of ResNets; Swin has layer norms. Frozen batch norm wants pretrained weights, group norm trains from scratch."""
     frozen_stages: int = 2
-    """How many of the stem and the four stages keep their weights in training; 2 is the authors' choice."""
+    """Number of parts (stem, four stages) that keep their weights in training; 2 is the authors' choice."""
     drop_path: float = 0.0
     """Of Swin: how often training skips the last block's branches, in [0, 1); blocks before it less, linearly."""
 
@@ -98,8 +98,8 @@ class ModelConfig:
     keep_ratio: float = 0.1
     """rho: share of each image's tokens that the encoder updates; 1 is dense and builds no scoring network."""
     token_criterion: Literal["decoder_attention", "objectness"] = "decoder_attention"
-    """What makes a token worth updating: a scoring network that is trained on the decoder attention map (DAM), or the
-    best class score of a detection head on the backbone's features."""
+    """Criterion that makes a token worth updating: a scoring network that is trained on the decoder attention map
+    (DAM), or the best class score of a detection head on the backbone's features."""
     scoring_mean: Literal["valid", "all"] = "valid"
     """The scoring network compares a token with the mean over its image's own tokens, or over all with the padding, as
     the authors' weights want it: the more an image is padded, the more the padding then counts."""

@@ -36,7 +36,7 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads look in M directions, point p at p + 1 cells; even weights (the authors' start)."""
+        """Heads look in M directions, point p at p + 1 pixels; even weights (the authors' start)."""
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
         directions = directions / directions.abs().amax(-1, keepdim=True)

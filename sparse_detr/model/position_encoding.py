@@ -18,7 +18,7 @@ def encode_places(
 ) -> Float[Tensor, "B HW channels"]:
     """Encoding of every cell of one level, computed in `dtype`: half the channels for y, then half for x.
 
-    Coordinates count the cells that are image and are relative to their number, so the encoding of an image
+    Coordinates count the pixels that are image and are relative to their number, so the encoding of an image
     does not depend on its padding. In rows that are all padding the arguments are around -3e6: finite, but
     noise; nothing of it reaches a token that is image.
     """

@@ -10,7 +10,7 @@ from sparse_detr.records import Shapes
 
 
 def level_grid(height: int, width: int, like: Tensor) -> Float[Tensor, "HW 2"]:
-    """(x, y) of the cell centres of one level, in cells, row by row; in the type and on the device of `like`."""
+    """(x, y) of the pixel centres of one level, in its pixels, row by row; in the type and on the device of `like`."""
     y, x = torch.meshgrid(
         torch.arange(height, dtype=like.dtype, device=like.device) + 0.5,
         torch.arange(width, dtype=like.dtype, device=like.device) + 0.5,

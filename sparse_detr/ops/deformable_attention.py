@@ -64,7 +64,7 @@ def fused_deformable_attention(
         value: `[B, T, M, D]`.
         shapes: (height, width) of the L levels.
         references: `[B, Q, L, 2]`, (x, y) relative to each level, or `[B, Q, L, 4]`, (cx, cy, w, h).
-        offsets: `[B, Q, M, L, P, 2]`: in cells of the level; beside (cx, cy, w, h), in half extents over P.
+        offsets: `[B, Q, M, L, P, 2]`: in pixels of the level; beside (cx, cy, w, h), in half extents over P.
         logits: `[B, Q, M, L, P]`, before the softmax over L x P.
 
     Returns:

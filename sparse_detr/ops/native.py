@@ -33,10 +33,10 @@ class Library:
     """Its kernels can run."""
 
     build: str = ""
-    """What it was built with."""
+    """Compiler, torch and flags that it was built with."""
 
     problems: tuple[str, ...] = ()
-    """What is missing or does not match, each with its remedy."""
+    """Parts that are missing or do not match, each with its remedy."""
 
 
 @functools.cache

@@ -45,7 +45,7 @@ class Location:
     path: str
     """As the filesystem wants it: absolute for local files, `bucket/key` for S3."""
     uri: str
-    """What `locate` turns into this location again."""
+    """Text that `locate` turns into this location again."""
 
     @property
     def is_local(self) -> bool:
@@ -59,6 +59,14 @@ class Location:
             raise StorageError(f"{self.uri}: {'/'.join(names)!r} leads out of it; give a name relative to it")
         tail = "".join(f"/{part}" for part in parts if part not in ("", "."))
         return replace(self, path=self.path.rstrip("/") + tail, uri=self.uri.rstrip("/") + tail)
+
+    def parent(self) -> Location:
+        """The folder that this is in; a bucket and the root folder are their own."""
+        above = self.path.rstrip("/").rpartition("/")[0]
+        if self.is_local:
+            above = above or "/"
+            return replace(self, path=above, uri=above)
+        return replace(self, path=above, uri=f"s3://{above}") if above else self
 
     def exists(self) -> bool:
         """Whether a file or folder (S3: any object below this prefix) is there."""

@@ -149,5 +149,5 @@ def checked_folder(uri: str, existing: Existing) -> Location:
 
 def _writable(uri: str) -> Location:
     output = locate(uri)
-    check_access(locate(output.uri.rpartition("/")[0] or "/"), writable=True)
+    check_access(output.parent(), writable=True)
     return output

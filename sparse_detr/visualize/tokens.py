@@ -55,7 +55,7 @@ def kept_tokens_overlay(
 ) -> Picture:
     """The image bright where its tokens are kept, dim and grey elsewhere.
 
-    One level shows its kept cells with an outline. All levels together are the brighter the more of them keep the
+    One level shows its kept tokens with an outline. All levels together are the brighter the more of them keep the
     place.
 
     Args:

@@ -96,19 +96,29 @@ def _read_header(file: Location, manifest: Mapping[str, Any]) -> dict[str, Tenso
     """The tensors of a safetensors file on the meta device; its size must be the manifest's."""
     if not file.exists() or WEIGHTS not in manifest:
         raise CheckpointError(f"{file.uri}: missing or not in {MANIFEST}; fetch the model again")
+    entry = manifest[WEIGHTS]
+    expected = entry.get("size") if isinstance(entry, Mapping) else None
     with file.open_input() as stream, explained(file.uri):
         size = stream.size()
         length = int.from_bytes(stream.read(8), "little")
         header = stream.read(min(length, size))
-    if size != manifest[WEIGHTS]["size"]:
+    if size != expected:
         raise CheckpointError(
             f"{file.uri}: {size} bytes that are not those of {MANIFEST}: cut short, damaged or exchanged; "
             "fetch the model again"
         )
     entries = _parse_json(header, file.uri)
-    return {
-        name: torch.empty(entry["shape"], device="meta") for name, entry in entries.items() if name != "__metadata__"
-    }
+    try:
+        return {
+            name: torch.empty(entry["shape"], device="meta")
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        }
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{file.uri}: damaged, its header names tensors without shapes ({type(error).__name__}: {error}); fetch "
+            "the model again"
+        ) from None
 
 
 def _entry(data: bytes) -> dict[str, Any]:

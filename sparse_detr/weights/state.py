@@ -23,9 +23,9 @@ class LoadReport:
     fresh: tuple[str, ...] = ()
     """Tensors that the source lacks: they stay as they were, random at the start of a training."""
     ignored: tuple[str, ...] = ()
-    """What the source has and the model lacks; other sections of a file end in `/`."""
+    """Names that the source has and the model lacks; other sections of a file end in `/`."""
     prefix: str = ""
-    """What stood before every name in the source: sections end in `/`, modules in a dot (`state_dict/module.`)."""
+    """Prefix of every name in the source: sections end in `/`, modules in a dot (`state_dict/module.`)."""
 
     def describe(self) -> str:
         """One line, with the names of what starts fresh shortened to their stems."""

@@ -24,7 +24,7 @@ _DAMAGE = (
     RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError,
     struct.error,
 )  # fmt: skip
-"""What torch raises when a byte of a file is wrong, depending on which."""
+"""Exceptions of torch for a file with a wrong byte; which one depends on the byte."""
 _BEGINNINGS = (b"PK\x03\x04", b"\x80")
 """Of a zip file and of a pickle: what torch writes now, and what it wrote before version 1.6."""
 _CODE = re.compile(r"GLOBAL (?P<name>[\w.]+)|call reduce for|Can only (create new object|build)")

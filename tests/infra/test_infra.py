@@ -1,4 +1,4 @@
-"""What infra/ says fits what the program does: verbs, recipes, fields, pins and names of variables exist."""
+"""infra/ fits what the program does: commands, recipes, fields, pins and names of variables exist."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def has_field(config: object, path: list[str]) -> bool:
 
 
 def test_the_entrypoint_is_a_command_of_ours(spec: dict[str, Any]) -> None:
-    program, verb, recipe, *options = shlex.split(spec["entrypoint"])
-    assert (program, verb) == ("sparse-detr", "train")
+    program, command, recipe, *options = shlex.split(spec["entrypoint"])
+    assert (program, command) == ("sparse-detr", "train")
     config = RECIPES[recipe]()
     names = [option.removeprefix("--").replace("-", "_") for option in options if option.startswith("--")]
     assert len(names) == 9

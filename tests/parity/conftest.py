@@ -34,7 +34,7 @@ class Recording:
     """The recorded tensors, likewise."""
 
     def array(self, case: str, key: str) -> Tensor:
-        """What was recorded under `case`/`key`."""
+        """The tensor recorded under `case`/`key`."""
         return torch.from_numpy(self.arrays[f"{case}/{key}"])
 
     def images(self, case: str) -> ImageBatch:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.cli.commands import COMMANDS as TABLE
+from pipelines.cli.commands import flattened, imported
 from pipelines.convert.config import ConvertConfig
 from pipelines.data.config import ImportVocConfig, MakeShapesConfig
 from pipelines.evaluate.config import EvaluateConfig
@@ -28,6 +30,24 @@ COMMANDS: dict[str, Callable[[Any], object]] = {
     "sweep": lambda word: SweepConfig(run=RunConfig(existing=word)),
     "train": lambda word: RunConfig(existing=word),
 }
+
+
+WITHOUT = {
+    "demo": "replaces the demo in its own folder, and nothing else; a lock keeps two apart",
+    "bench op": "--json: a report that is measured again",
+    "bench growth": "--plot: a report that is measured again",
+    **dict.fromkeys(["cost", "doctor", "submit", "submit status", "submit logs", "submit stop", "data check",
+                     "bench table", "bench trace"], "writes nothing"),
+}  # fmt: skip
+
+
+def test_every_command_of_the_table_is_looked_at() -> None:
+    own = {name.rpartition(" ")[2] for name in flattened(TABLE) if name not in WITHOUT}
+    assert own == set(COMMANDS)
+    for name, command in flattened(TABLE).items():
+        names = {field.name for field in fields(imported(command.config))}
+        inner = {field.name for field in fields(RunConfig)} if "run" in names else set()
+        assert ("existing" in names | inner) != (name in WITHOUT), name
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -25,7 +25,7 @@ class Web:
     authority: Path
     """The certificate that a client has to trust."""
     files: dict[str, Answer] = field(default_factory=dict)
-    """What is at a path: bytes, or a function that answers itself. All else is 404."""
+    """Content at a path: bytes, or a function that answers itself. All else is 404."""
     asked: list[str] = field(default_factory=list)
     """The paths that were asked for, in order."""
 

@@ -1,4 +1,4 @@
-"""What `import sparse_detr` offers, and what it does without."""
+"""Names that `import sparse_detr` offers, and modules that it does without."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from sparse_detr.cost.model import model_cost
 from sparse_detr.model.config import ModelConfig
 
 LIMIT_BYTES = 4 * 2**30
-"""What a layer may take in the measurement."""
+"""Limit of a layer in the measurement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ _INSTEAD = {
     "class logits that rank nothing": "the one column that ranks",
     "the encoder's auxiliary heads": "for losses alone",
 }
-"""What this code runs in place of what is needless; in the order of the table."""
+"""Operations that this code runs in place of needless ones; in the order of the table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +54,9 @@ class ComparedRow:
 
     row: PublishedRow
     authors: float
-    """What the authors' code runs, by the formula."""
+    """GFLOPs of the authors' code, by the formula."""
     ours: float
-    """What this code runs for the same outputs."""
+    """GFLOPs of this code for the same outputs."""
     millions: float
     """Parameters of this code's model, counted as the published ones, in 10^6."""
 

@@ -1,4 +1,4 @@
-"""`python -m pipelines.bench.op`: the benchmark of the op on a machine with torch alone."""
+"""`python -m pipelines.bench.op`: the benchmark of the op on a machine with torch, numpy and jaxtyping."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`sparse-detr bench op`, and the same without tyro for a machine with torch alone."""
+"""`sparse-detr bench op`, and the same without tyro for a machine with torch, numpy and jaxtyping."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class OpBenchConfig:
     instruction_set: InstructionSet = ""
     """Widest vectors of the CPU to use; empty takes what the processor has."""
     device: Device = "cpu"
-    """Where to measure."""
+    """Device to measure on."""
     json: str = ""
     """File that gets the numbers when all are measured; empty writes none."""
 

@@ -46,7 +46,7 @@ BOTH Plane plane_at(const Problem& p, int row, int channel, int level) {
   return {p.levels[3 * level], p.levels[3 * level + 1], first, p.heads * p.channels};
 }
 
-// The cell at the top left of a sample, which may be outside, and the shares of its neighbours.
+// The pixel at the top left of a sample, which may be outside, and the shares of its neighbours.
 struct Sample {
   bool outside;
   int left, top;

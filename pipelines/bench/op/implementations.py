@@ -1,4 +1,4 @@
-"""Who takes part in the benchmark of the op, and with which inputs.
+"""Implementations in the benchmark of the op, and their inputs.
 
 All run their full path (softmax, locations, sampling): ours fused and unfused, ours in plain torch, the `grid_sample`
 form that peers run where there is no GPU, that of `transformers` where it is installed, and on a GPU the usual kernel.
@@ -37,7 +37,7 @@ class Workload:
     """Of a head."""
     points: int = 4
     queries: Mapping[str, int] = field(default_factory=_queries)
-    """How many, by name; at most as many as there are tokens."""
+    """Number of queries, by name; at most as many as there are tokens."""
 
     @property
     def tokens(self) -> int:
@@ -54,7 +54,7 @@ class Inputs:
     references: Tensor
     """`[1, Q, L, 2]`, float32 whatever the value's type."""
     offsets: Tensor
-    """`[1, Q, M, L, P, 2]`, about 3 cells."""
+    """`[1, Q, M, L, P, 2]`, about 3 pixels of the level."""
     logits: Tensor
     """`[1, Q, M, L, P]`."""
     direction: Tensor

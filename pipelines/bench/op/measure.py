@@ -44,7 +44,7 @@ class Timing:
     floor: float
     """Milliseconds that the bytes take at the speed of a copy, measured in the same run with as many threads."""
     bytes: int
-    """What cannot but be moved, in this type; see `traffic`."""
+    """Bytes that cannot but be moved, in this type; see `traffic`."""
     ratio: float
     """The baseline's median over this one's, with as many threads."""
     fastest_ratio: float

@@ -1,6 +1,6 @@
 """A checkpoint of training as a folder: the model, and beside it what continues the run. Nothing in it can run.
 
-    model/            as sparse_detr.model.checkpoint writes it; loads alone for inference
+    model/            as sparse_detr.weights.model_folder writes it; loads alone for inference
     trainer.pt        optimizer, raw weights under an average, counters, history: torch, loaded with weights_only=True
     checkpoint.json   {"format": 1, "files": size and SHA-256 of trainer.pt and of the model's manifest}
 

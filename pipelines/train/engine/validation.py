@@ -47,11 +47,11 @@ def validation_metrics(
     """COCO's numbers from the results of all ranks; every rank must call it and gets the same answer."""
     if world_size == 1:
         return evaluate_coco(ground_truth, results)
-    shares: list[list[dict[str, Any]]] = [[] for _ in range(world_size)]
-    dist.all_gather_object(shares, results)
+    gathered: list[list[dict[str, Any]]] = [[] for _ in range(world_size)]
+    dist.all_gather_object(gathered, results)
     answer: list[CocoMetrics | None] = [None]
     if dist.get_rank() == 0:
-        answer = [evaluate_coco(ground_truth, [entry for share in shares for entry in share])]
+        answer = [evaluate_coco(ground_truth, [entry for results_of_rank in gathered for entry in results_of_rank])]
     dist.broadcast_object_list(answer, src=0)
     metrics = answer[0]
     assert metrics is not None
@@ -62,10 +62,10 @@ def validation_overlap(overlap: OverlapMean, *, world_size: int = 1) -> dict[str
     """`corr`, `corr_0`, ... over the images of all ranks; every rank must call it and gets the same answer."""
     if world_size == 1:
         return overlap.summary()
-    shares = [OverlapMean() for _ in range(world_size)]
-    dist.all_gather_object(shares, overlap)
+    gathered = [OverlapMean() for _ in range(world_size)]
+    dist.all_gather_object(gathered, overlap)
     whole = OverlapMean()
-    whole.merge(shares)
+    whole.merge(gathered)
     return whole.summary()
 
 

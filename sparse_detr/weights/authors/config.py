@@ -38,7 +38,7 @@ class Inferred(NamedTuple):
 
     config: ModelConfig
     assumed: tuple[str, ...]
-    """What neither tensors nor arguments said."""
+    """Fields that neither tensors nor arguments gave."""
 
 
 class _Arguments:

@@ -45,7 +45,7 @@ class ConversionReport:
     ignored: tuple[str, ...] = ()
     """Keys that hold no weights: counters of batches and operations."""
     assumed: tuple[str, ...] = ()
-    """What neither tensors nor arguments of the checkpoint said, and was taken to be as usual."""
+    """Fields that neither tensors nor arguments of the checkpoint gave, taken to be as usual."""
 
 
 def convert_original(

@@ -1,4 +1,4 @@
-"""The verbs one after the other as a user types them: train, evaluate, predict, sweep, on the session's Ray."""
+"""The commands one after the other as a user types them: train, evaluate, predict, sweep, on the session's Ray."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _options(folder: Path, prefix: str = "") -> list[str]:
 
 @pytest.fixture(scope="module")
 def model(shapes_folder: Path, ray_cluster: RaySession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model folder of a run of the verb `train`."""
-    output = tmp_path_factory.mktemp("verbs") / "run"
+    """The model folder of a run of the command `train`."""
+    output = tmp_path_factory.mktemp("commands") / "run"
     assert cli.main(["train", "tiny", "--output", str(output), *_options(shapes_folder)]) == 0
     return output / "model"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -76,7 +77,7 @@ def test_help_comes_at_once_without_the_heavy_parts() -> None:
     )
     seconds = time.monotonic() - started
     usage, _, modules = done.stdout.rpartition("[")
-    assert all(f"  {verb} " in usage for verb in COMMANDS)
+    assert all(f"  {command} " in usage for command in COMMANDS)
     assert not {"'torch'", "'ray'", "'mlflow'", "'numpy'"} & set(modules.rstrip("]\n").split(", "))
     assert seconds < 5
 
@@ -90,6 +91,13 @@ def test_every_command_has_help(arguments: str, capsys: pytest.CaptureFixture[st
     assert code == 0
     out = capsys.readouterr().out
     assert f"sparse-detr {arguments}" in out
+
+
+@pytest.mark.parametrize("words", ["cost --recipe tiny", "train --recipe tiny", "train --recipe=tiny"])
+def test_a_recipe_is_also_an_option(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        cli.main([*words.split(), "--help"])
+    assert "Recipes:" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", flattened(COMMANDS).values(), ids=flattened(COMMANDS))

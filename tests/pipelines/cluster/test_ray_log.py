@@ -1,4 +1,4 @@
-"""What Ray says past Python goes to a file that is named; what Python says still shows."""
+"""Messages of Ray past Python go to a file that is named; those of Python still show."""
 
 from __future__ import annotations
 
@@ -35,6 +35,17 @@ def test_native_messages_go_to_a_file_that_is_named(tmp_path: Path) -> None:
     assert log.read_text() == "native\n"
     assert log.stat().st_mode & 0o077 == 0
     log.unlink()
+
+
+def test_what_no_encoding_can_hold_still_shows(tmp_path: Path) -> None:
+    done = _run(f"""
+        import sys
+        from pathlib import Path
+        from pipelines.cluster.ray_log import native_errors_to
+        with native_errors_to(Path({str(tmp_path / "log")!r})):
+            print("name \\udcff", file=sys.stderr)
+    """)
+    assert done.stderr == "name \\udcff\n"
 
 
 def test_nothing_is_named_where_nothing_was_said() -> None:

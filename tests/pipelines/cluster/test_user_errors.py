@@ -1,11 +1,11 @@
-"""What a user can mend is found behind whatever Ray wraps around it; our own bugs are not."""
+"""An error that the user can fix is found behind whatever Ray wraps around it; our own bugs are not."""
 
 from __future__ import annotations
 
 import pickle
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from pipelines.cluster.user_errors import find, pack, unpack
 from sparse_detr.errors import CheckpointError, ConfigError, SparseDetrError
@@ -51,6 +51,18 @@ def test_bugs_are_no_user_errors() -> None:
     looped.__cause__ = _from(ValueError("b"), looped)
     assert find(looped) is None
     assert find(KeyError("x")) is None
+
+
+def test_a_bug_while_a_user_error_is_handled_is_a_bug() -> None:
+    bug = KeyError("ours")
+    bug.__context__ = USER_ERROR
+    assert find(bug) is None
+
+
+def test_what_ray_raised_while_a_user_error_was_handled_shows_that_one() -> None:
+    wrapped = RayError("task failed")
+    wrapped.__context__ = USER_ERROR
+    assert find(wrapped) is USER_ERROR
 
 
 @pytest.mark.parametrize("error", [USER_ERROR, ConfigError("heads: 7"), SparseDetrError("plain")])

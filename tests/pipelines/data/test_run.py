@@ -1,4 +1,4 @@
-"""The verbs of data sets: what they write, what they refuse, what they list."""
+"""The commands of data sets: what they write, what they refuse, what they list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the chapters of the demo write."""
+"""Files and runs that the chapters of the demo write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the driver's access to store and MLflow reaches the processes of a cluster; the findings: see test_doctor."""
+"""The driver's access to store and MLflow reaches the processes of a cluster; the findings: see test_doctor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs sent to a Ray cluster of the test's own: another port, token, folder and processes than any other Ray here."""
+"""Commands sent to a Ray cluster of the test's own: its port, token, folder and processes are no other Ray's."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ import pytest
 from pipelines.cluster.sealed import open_sealed
 from pipelines.services.process import free_ports
 from pipelines.submit.config import ClusterConfig, SubmitConfig
-from pipelines.submit.run import connect, is_secret, require_command, runtime_env, travelling
+from pipelines.submit.run import connect, require_command, runtime_env, submit, travelling
 from sparse_detr.errors import ConfigError
+from sparse_detr.redaction import is_secret
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,21 @@ def test_a_misspelt_command_is_refused_here(words: tuple[str, ...]) -> None:
 )
 def test_our_commands_pass(words: tuple[str, ...]) -> None:
     require_command(words)
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("http://me:hush-hush@host:5000", r"http://\*\*\*@host"),
+        ("https://host/w.pth?X-Amz-Signature=deadbeef", r"X-Amz-Signature=\*\*\*"),
+        ("--tracking-uri=http://me:hush-hush@host", r"http://\*\*\*@host"),
+    ],
+)
+def test_a_secret_among_the_words_is_refused_before_anything_is_sent(word: str, shown: str) -> None:
+    with pytest.raises(ConfigError, match=shown) as found:
+        submit(SubmitConfig(address="http://127.0.0.1:1", command=("train", "tiny", "--tracking-uri", word)))
+    assert "hush-hush" not in str(found.value)
+    assert "deadbeef" not in str(found.value)
 
 
 def test_an_environment_without_names_is_refused() -> None:

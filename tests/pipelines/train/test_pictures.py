@@ -68,14 +68,13 @@ def test_the_same_images_after_every_evaluation_and_training_is_not_touched(quic
 
 
 def test_nothing_is_drawn_when_off_or_untracked(quick_run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
-        raise AssertionError("drawn")
-
-    monkeypatch.setattr(TrainingPictures, "_show", refuse)
-    off = Recorder()
-    run(override(quick_run, {"training.explain_images": 0, "training.epochs": 1}), off)
+    drawn: list[int] = []
+    monkeypatch.setattr(TrainingPictures, "_show", lambda self, loop, epoch: drawn.append(epoch))
+    run(override(quick_run, {"training.explain_images": 0, "training.epochs": 1}), Recorder())
     run(override(quick_run, {"training.epochs": 1}), NullTracker())
-    assert off.sent == {}
+    assert drawn == []
+    run(override(quick_run, {"training.epochs": 1}), Recorder())
+    assert drawn == [1]
 
 
 @pytest.mark.parametrize("failure", ["tracking", "image"])

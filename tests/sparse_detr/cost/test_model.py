@@ -83,7 +83,7 @@ def test_another_keep_ratio_on_the_same_model() -> None:
 
 
 def _count(model: SparseDetr, size: tuple[int, int], keep_ratio: float | None = None) -> dict[str, Any]:
-    """What one forward pass does, by counter and hooks."""
+    """Work of one forward pass, by counter and hooks."""
     seen = {"norms": 0, "sampling": 0}
 
     def normed(_module: nn.Module, _inputs: Any, output: Tensor) -> None:

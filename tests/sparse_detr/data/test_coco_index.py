@@ -1,4 +1,4 @@
-"""What goes back to the COCO evaluation, and whether the images are there."""
+"""Ids that go back to the COCO evaluation, and images that must be there."""
 
 from __future__ import annotations
 

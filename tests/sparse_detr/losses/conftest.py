@@ -44,7 +44,7 @@ class Golden:
 
 @pytest.fixture(params=["AB", "B"])
 def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
-    """What the authors' Sparse DETR (keep ratio 0.1) computed for a padded batch of two and for one image."""
+    """Losses of the authors' Sparse DETR (keep ratio 0.1) for a padded batch of two and for one image."""
     case: str = request.param
     stored = np.load(shared / "golden" / "r50_sparse_rho0.1.npz")
     arrays = {k.split("/")[1]: torch.from_numpy(stored[k]) for k in stored.files if k.startswith(f"{case}/")}

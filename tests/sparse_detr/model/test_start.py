@@ -1,4 +1,4 @@
-"""How every parameter starts: a rule for each kind, and no parameter without a rule (docs/models.md says them too)."""
+"""The start of every parameter: a rule for each kind, and no parameter without a rule (as docs/models.md says)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the compiled op is found, refused and limited: with small libraries in C in its place; and tests without it."""
+"""The compiled op is found, refused and limited: with small libraries in C in its place; and tests without it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def compile_stub(folder: Path, name: str, source: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where libraries are looked for; what was found before is forgotten, here and afterwards."""
+    """The folder in which libraries are looked for; what was found before is forgotten, here and afterwards."""
     monkeypatch.setattr(native, "_FOLDER", tmp_path)
     for variable in ("SPARSE_DETR_OP", "SPARSE_DETR_OP_ISA"):
         monkeypatch.delenv(variable, raising=False)

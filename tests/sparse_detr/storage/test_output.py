@@ -27,6 +27,23 @@ def used(tmp_path: Path) -> Location:
     return locate(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("uri", "parent"),
+    [
+        ("s3://bucket/a/b.json", "s3://bucket/a"),
+        ("s3://bucket/b.json", "s3://bucket"),
+        ("s3://bucket", "s3://bucket"),
+        ("/a/b.json", "/a"),
+        ("/b.json", "/"),
+        ("/", "/"),
+    ],
+)
+def test_the_folder_that_is_tried_is_in_the_same_store(uri: str, parent: str) -> None:
+    found = locate(uri).parent()
+    assert (found.uri, found.is_local) == (parent, parent.startswith("/"))
+    assert locate(found.uri) == found
+
+
 @pytest.mark.parametrize("existing", ["refuse", "overwrite", "resume"])
 def test_a_free_folder_is_free_whatever_the_word(tmp_path: Path, existing: Existing) -> None:
     (tmp_path / "notes.txt").write_text("the user's own")

@@ -36,7 +36,7 @@ SWIN = replace(CONFIG, backbone=BackboneConfig(name="swin_tiny"))
 
 
 def random_state(config: ModelConfig) -> dict[str, Tensor]:
-    """What a published file of this backbone holds: other numbers than a new model's."""
+    """Content of a published file of this backbone: other numbers than a new model's."""
     torch.manual_seed(7)
     return {
         key: value if key.endswith("index") else torch.rand_like(value) + 0.1

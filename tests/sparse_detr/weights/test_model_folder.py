@@ -18,7 +18,7 @@ from sparse_detr import BackboneConfig, Classes, ImageBatch, ModelConfig, Sparse
 from sparse_detr.errors import CheckpointError
 from sparse_detr.records import ImageSize
 from sparse_detr.storage.location import Location
-from sparse_detr.weights.model_folder import save_model
+from sparse_detr.weights.model_folder import describe_model, save_model
 
 if TYPE_CHECKING:
     from pipelines.services.s3_server import LocalS3
@@ -176,6 +176,26 @@ def test_damaged_folders_are_refused(folder: Path, damage: Callable[[Path], Any]
     with pytest.raises(CheckpointError, match=message):
         SparseDetr.from_pretrained(folder)
     assert not (folder.parent / "hacked").exists()
+
+
+@pytest.mark.parametrize("entry", [{}, "x", None, {"size": "12"}])
+def test_a_manifest_that_says_nothing_of_the_weights_is_refused_without_reading_them(folder: Path, entry: Any) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"model.safetensors": entry}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*fetch the model again"):
+        describe_model(folder, SparseDetr)
+
+
+@pytest.mark.parametrize("tensor", [{}, "x", {"shape": "wide"}])
+def test_a_header_without_shapes_is_refused(folder: Path, tensor: Any) -> None:
+    weights = folder / "model.safetensors"
+    header = json.dumps({"backbone": tensor}).encode()
+    weights.write_bytes(len(header).to_bytes(8, "little") + header)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model.safetensors"] = {"size": weights.stat().st_size, "sha256": ""}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*damaged"):
+        describe_model(folder, SparseDetr)
 
 
 def test_what_is_no_model_folder(tmp_path: Path) -> None:

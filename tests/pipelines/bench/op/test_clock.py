@@ -10,7 +10,7 @@ from pipelines.bench.op.clock import EventClock, Plan
 
 
 class Gpu:
-    """What EventClock asks of torch.cuda, on a GPU whose time passes only while it works."""
+    """The part of torch.cuda that EventClock asks, on a GPU whose time passes only while it works."""
 
     def __init__(self) -> None:
         self.now = 0.0

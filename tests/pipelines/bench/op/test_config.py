@@ -1,4 +1,4 @@
-"""What the op's benchmark refuses, from each of its doors, before anything is measured."""
+"""Settings that the op's benchmark refuses, from each of its doors, before anything is measured."""
 
 from __future__ import annotations
 
