@@ -56,7 +56,7 @@ def run_bench(config: OpBenchConfig, write: Say, progress: Say, workload: Worklo
             rows.append(row)
     if config.json:
         content = {"machine": described, **record(bench, rows)}
-        # Not by sparse_detr.storage, which needs pyarrow: this runs where there is torch, numpy and jaxtyping. Whole or not at all.
+        # Not by sparse_detr.storage, which needs pyarrow, and this runs without it. Whole or not at all.
         part = Path(f"{config.json}.part")
         part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         part.replace(config.json)
