@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import ray.tune
+import ray.tune.execution.class_cache
 import ray.tune.search.optuna
 
 from pipelines.cluster.access import DriverAccess
@@ -40,6 +41,7 @@ def fit_trials(
     config: SweepConfig, task: TrialTask, output: Location, concurrent: int, on_progress: OnSweepProgress | None
 ) -> SweepResult:
     """Run the trials with Ray Tune, which keeps its state in `output/tune`."""
+    _keep_secrets_out_of_ray()
     return collect(_tuner(config, task, output, concurrent, on_progress).fit())
 
 
@@ -89,6 +91,15 @@ def sweep(
     if result.best is None:
         raise SparseDetrError(f"sweep: all {len(result.trials)} trials broke; the first: {result.trials[0].error}")
     return result
+
+
+def _keep_secrets_out_of_ray() -> None:
+    """Take the AWS variables out of those that Tune copies into the runtime environment of every trial.
+
+    Ray shows that in the dashboard and writes it to its logs, and has no setting for it; `DriverAccess` brings them.
+    """
+    copied = ray.tune.execution.class_cache.ENV_VARS_TO_PROPAGATE
+    copied.difference_update({name for name in copied if name.startswith("AWS_")})
 
 
 def _tuner(

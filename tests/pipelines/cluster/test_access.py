@@ -1,4 +1,4 @@
-"""The driver's access to store and MLflow reaches the processes of a cluster; the findings: see test_doctor."""
+"""The driver's access to store and MLflow reaches the processes of a cluster, and no text or log of Ray shows it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_training_and_trials_write_to_a_store_that_the_cluster_cannot_open_itsel
         from pipelines.cluster.session import ray_session
         from sparse_detr.config_dict import from_dict
         config, access = json.loads(sys.stdin.read())
-        with ray_session(logical_cpus=4):
+        with ray_session(logical_cpus=4) as session:
             os.environ.update(access)
             from pipelines.train.run import train
             from tune.search_space import SearchSpace
@@ -77,7 +77,7 @@ def test_training_and_trials_write_to_a_store_that_the_cluster_cannot_open_itsel
             model = train(override(run, {"output": run.output + "/train"})).checkpoint
             space = SearchSpace(keep_ratio=(0.3,), encoder_auxiliary_weight=(1.0,))
             found = sweep(SweepConfig(run=override(run, {"output": run.output + "/sweep"}), space=space, trials=1))
-            print(json.dumps([model, found.best.model]))
+            print(json.dumps([session.logs, model, found.best.model]))
     """
     config = override(quick_run, {"output": store.uri, "training.epochs": 1})
     done = subprocess.run(
@@ -90,9 +90,12 @@ def test_training_and_trials_write_to_a_store_that_the_cluster_cannot_open_itsel
     )
 
     assert done.returncode == 0, done.stderr[-3000:]
-    models = json.loads(done.stdout.splitlines()[-1])
+    logs, *models = json.loads(done.stdout.splitlines()[-1])
     assert [model.startswith(store.uri) for model in models] == [True, True]
     assert store.child("train/model/manifest.json").exists()
     assert store.child("train/checkpoints/epoch_0001").is_dir()
     written = [store.child(name).read_bytes() for name in store.list(recursive=True)]
     assert not any(s3.secret_key.encode() in content for content in written)
+    files = [path for path in Path(logs).parent.rglob("*") if path.is_file()]
+    assert any("runtime_env_agent" in path.name for path in files)
+    assert [path for path in files if s3.secret_key.encode() in path.read_bytes()] == []
