@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.cluster.connection import join
+
 # Ray reads these when it is imported or when it starts its processes, so they are set before.
 _SETTINGS = {
     # Report of a checkpoint waits for the controller's next poll: 2 s by default, once an epoch and rank.
@@ -123,6 +125,9 @@ def ray_session(*, logical_cpus: int | None = None) -> Iterator[RaySession]:
             2 CPUs the actors of Train, Tune and Data would wait for each other for ever.
 
     What Ray and its workers print stays out of this process's output; it is in the session's folder of logs.
+
+    Raises:
+        ConfigError: RAY_ADDRESS leads to no Ray, or to one that refuses this process.
     """
     prepare_environment()
     import ray
@@ -133,7 +138,7 @@ def ray_session(*, logical_cpus: int | None = None) -> Iterator[RaySession]:
     # Never "auto": a local cluster that another process left behind must not be picked up by chance.
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        join(address)
     else:
         _stay_on_loopback()
         ray.init(
@@ -165,7 +170,8 @@ def _describe(*, local: bool) -> RaySession:
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     context = ray.get_runtime_context()
-    url = get_dashboard_url()  # type: ignore[no-untyped-call]
+    # Over ray:// the worker of this process is at the head, and Ray refuses to tell.
+    url = get_dashboard_url() if global_worker.connected else None  # type: ignore[no-untyped-call]
     return RaySession(
         address=context.gcs_address,
         dashboard=f"http://{url}" if url else None,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
+from pipelines.cluster.connection import REMEDY, unreachable, without_password
 from sparse_detr.redaction import without_secrets
 
 State = Literal["ok", "note", "broken"]
@@ -41,11 +40,10 @@ def _ray(env: Mapping[str, str]) -> Finding:
         return Finding(group=group, name=name, value="a local Ray, started for each run (RAY_ADDRESS is not set)")
     if address in ("auto", "local"):
         return Finding(group=group, name=name, value=f"RAY_ADDRESS={address}")
-    problem = _unreachable(address if "://" in address else f"ray://{address}")
-    if problem:
-        remedy = "start the cluster (ray start --head), correct RAY_ADDRESS, or unset it for a local Ray"
-        return Finding(group=group, name=name, value=f"{address}: {problem}", state="broken", remedy=remedy)
-    return Finding(group=group, name=name, value=f"{address} answers")
+    shown = without_password(address)
+    if problem := unreachable(address if "://" in address else f"ray://{address}", _SECONDS):
+        return Finding(group=group, name=name, value=f"{shown}: {problem}", state="broken", remedy=REMEDY)
+    return Finding(group=group, name=name, value=f"{shown} answers")
 
 
 def _ray_token(env: Mapping[str, str]) -> Finding:
@@ -73,7 +71,7 @@ def _mlflow(env: Mapping[str, str]) -> Finding:
         remedy = "MLflow 3 refuses folders: use sqlite:////absolute/mlflow.db or the URL of a server"
         return Finding(group=group, name=name, value=without_secrets(uri), state="broken", remedy=remedy)
     if uri.startswith(("http://", "https://")):
-        problem = _unreachable(uri)
+        problem = unreachable(uri, _SECONDS)
         if problem:
             remedy = "start the server (infra/README.md) or correct MLFLOW_TRACKING_URI"
             value = f"{without_secrets(uri)}: {problem}"
@@ -87,7 +85,7 @@ def _store(env: Mapping[str, str]) -> list[Finding]:
     key, secret = env.get("AWS_ACCESS_KEY_ID", ""), env.get("AWS_SECRET_ACCESS_KEY", "")
     if not endpoint:
         first = Finding(group=group, name="object store", value="AWS S3 (AWS_ENDPOINT_URL is not set)")
-    elif problem := _unreachable(endpoint):
+    elif problem := unreachable(endpoint, _SECONDS):
         value = f"{without_secrets(endpoint)}: {problem}"
         remedy = "start the store or correct AWS_ENDPOINT_URL"
         first = Finding(group=group, name="object store", value=value, state="broken", remedy=remedy)
@@ -109,14 +107,3 @@ def _store(env: Mapping[str, str]) -> list[Finding]:
 def masked(secret: str) -> str:
     """The first characters of a long secret, to recognise it by; nothing of a short one."""
     return f"{secret[:4]}..." if len(secret) >= 12 else "***"
-
-
-def _unreachable(url: str) -> str:
-    """Why nothing answers there; empty when something does."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or {"https": 443, "http": 80, "ray": 10001}.get(parts.scheme, 80)
-        socket.create_connection((parts.hostname or "", port), timeout=_SECONDS).close()
-    except (OSError, ValueError) as error:
-        return f"nothing answers ({error})"
-    return ""

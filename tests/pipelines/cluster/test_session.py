@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cluster.connection import unreachable
 from pipelines.cluster.session import RaySession, available_cpus, prepare_environment, ray_session
+from pipelines.services.process import free_ports
 
 VARIABLE = "SPARSE_DETR_TEST_MARK"
 
@@ -87,6 +89,28 @@ def test_a_connected_process_keeps_its_connection(ray_cluster: RaySession) -> No
         assert session.address == ray_cluster.address
         assert not session.local
     assert ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_a_session_over_ray_client(ray_cluster: RaySession) -> None:
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "ray.util.client.server", "--host=127.0.0.1", f"--port={port}"]
+    server = subprocess.Popen([*command, f"--address={ray_cluster.address}"], stderr=subprocess.DEVNULL)
+    script = (
+        "from pipelines.cluster.session import ray_session\nwith ray_session() as session: print(session.describe())"
+    )
+    try:
+        for _ in range(100):
+            if not unreachable(f"ray://127.0.0.1:{port}", 1.0):
+                break
+            time.sleep(0.2)
+        environment = os.environ | {"RAY_ADDRESS": f"ray://127.0.0.1:{port}"}
+        client = [sys.executable, "-c", script]
+        done = subprocess.run(client, env=environment, capture_output=True, text=True, timeout=120)
+    finally:
+        server.terminate()
+        server.wait()
+    assert done.stdout.startswith(f"Ray at {ray_cluster.address}: 4 CPUs"), done.stderr
 
 
 def test_settings_of_the_user_stay(monkeypatch: pytest.MonkeyPatch) -> None:

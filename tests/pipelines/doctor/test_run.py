@@ -58,13 +58,15 @@ def test_secrets_are_masked() -> None:
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_ENDPOINT_URL": f"http://user:{SECRET}@127.0.0.1:{port}",
         "MLFLOW_TRACKING_URI": f"http://user:{SECRET}@127.0.0.1:{port}",
+        "RAY_ADDRESS": f"ray://user:{SECRET}@127.0.0.1:{port}",
         "RAY_AUTH_TOKEN": SECRET,
     }
     text = json.dumps(doctor.as_records(examine(environment)))
+    text += json.dumps(doctor.as_records(examine({"RAY_ADDRESS": f"user:{SECRET}@127.0.0.1:{port}"})))
     assert SECRET not in text
     assert "AKIAIOSFODNN7EXAMPLE" not in text
     assert "AKIA..." in text
-    assert f"***@127.0.0.1:{port}" in text
+    assert text.count(f"***@127.0.0.1:{port}") == 4
 
 
 @pytest.mark.parametrize(
