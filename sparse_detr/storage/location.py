@@ -47,6 +47,14 @@ class Location:
     uri: str
     """Text that `locate` turns into this location again."""
 
+    def __post_init__(self) -> None:
+        try:
+            self.path.encode()
+        except UnicodeEncodeError:
+            # Python keeps byte ff of such a name as the character udcff.
+            shown = self.uri.encode(errors="backslashreplace").decode().replace("\\udc", "\\x")
+            raise StorageError(f"{shown}: the name is not UTF-8; rename it") from None
+
     @property
     def is_local(self) -> bool:
         """True for files of this machine."""
@@ -77,11 +85,14 @@ class Location:
         return bool(self._info().type == fs.FileType.Directory)
 
     def list(self, recursive: bool = False) -> Names:
-        """Names below this folder, relative to it, sorted: files and folders, or all files when recursive."""
+        """Names below this folder, relative to it, sorted: files and folders, or all files when recursive.
+
+        A name that is not UTF-8 has `\\xff` for such a byte. So it is seen, but reading it is an error.
+        """
         with explained(self.uri):
             found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=recursive))
         start = len(self.path.rstrip("/")) + 1
-        return sorted(i.path[start:] for i in found if not recursive or i.type == fs.FileType.File)
+        return sorted(_path(i)[start:] for i in found if not recursive or i.type == fs.FileType.File)
 
     def read_bytes(self) -> bytes:
         """The whole file."""
@@ -224,6 +235,13 @@ def _locate_s3(rest: str) -> Location:
         raise StorageError(f"path: the S3 URI has the options {sorted(options)}; set AWS_* variables instead")
     path = "/".join([bucket, *(part for part in key.split("/") if part)])
     return Location(filesystem=s3_filesystem(), path=path, uri=f"s3://{path}")
+
+
+def _path(info: fs.FileInfo) -> str:
+    try:
+        return str(info.path)
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="backslashreplace")
 
 
 def _replace_file(target: Path, fill: Callable[[Any], object]) -> None:

@@ -286,3 +286,21 @@ def test_access_is_given(root: Location) -> None:
 def test_a_folder_that_may_not_be_written() -> None:
     with pytest.raises(StorageError, match="/proc/no-such"):
         check_access(locate("/proc/no-such"), writable=True)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    for make in (lambda: locate(f"{tmp_path}/b\udcff.json"), lambda: locate(tmp_path).child("b\udcff.json")):
+        with pytest.raises(StorageError) as caught:
+            make()
+        assert str(caught.value) == f"{tmp_path}/b\\xff.json: the name is not UTF-8; rename it"
+
+
+def test_a_folder_with_a_name_that_is_not_utf8_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "b\udcff").mkdir()
+    (tmp_path / "b\udcff" / "x").touch()
+    (tmp_path / "a").touch()
+    folder = locate(tmp_path)
+    assert folder.list() == ["a", "b\\xff"]
+    assert folder.list(recursive=True) == ["a", "b\\xff/x"]
+    with pytest.raises(StorageError, match="no such file or folder"):
+        folder.child("b\\xff", "x").read_bytes()
