@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.markup import escape
@@ -54,8 +54,15 @@ def listing(title: str, lines: Sequence[str]) -> str:
 
 @contextmanager
 def progress_bar(title: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
-    """A bar that the yielded function moves: `report(done, total)`."""
+    """A bar that the yielded function moves: `report(done, total)`. Nothing shows before its first move."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console or error_console()) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    progress = Progress(*columns, console=console or error_console())
+    task = progress.add_task(title, total=None)
+    with ExitStack() as shown:
+
+        def move(done: int, total: int) -> None:
+            if not progress.live.is_started:
+                shown.enter_context(progress)
+            progress.update(task, completed=done, total=total)
+
+        yield move
