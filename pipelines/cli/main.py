@@ -1,6 +1,7 @@
 """Entry of the command line, and its exit codes.
 
-0 done; 1 something is wrong with what was examined, or a job failed; 2 a user error, in one message; 130 interrupted.
+0 done; 1 something is wrong with what was examined, a job failed, or no space is left; 2 a user error, in one message;
+130 interrupted; 141 whoever read the output has gone.
 """
 
 from __future__ import annotations
@@ -13,12 +14,26 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
+from pipelines.cli import streams
 from pipelines.cli.commands import COMMANDS
 from pipelines.cli.dispatch import dispatch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            streams.flush()
+    except (OSError, SystemExit) as error:
+        code = streams.exit_code(error)
+        if code is None:
+            raise
+        return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
