@@ -6,6 +6,7 @@ by dotted name, checks their types and refuses names that do not exist.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -96,9 +97,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "backbone_lr"):
-            require(getattr(self, name) > 0, f"optimizer.{name}: {getattr(self, name)}; give a number above 0")
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"optimizer.{name}: {value}; give a finite number above 0")
         for name in ("weight_decay", "clip_norm", "warmup_steps", "offsets_factor", "final_factor"):
-            require(getattr(self, name) >= 0, f"optimizer.{name}: {getattr(self, name)}; give 0 or more")
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"optimizer.{name}: {value}; give a finite number of at least 0")
         for value in self.betas:
             require(0 <= value < 1, f"optimizer.betas: {self.betas}; give two numbers in [0, 1)")
         require(

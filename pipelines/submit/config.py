@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 import tyro
 
-from sparse_detr.errors import ConfigError
+from sparse_detr.errors import ConfigError, require
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
@@ -59,8 +60,7 @@ class SubmitConfig(ClusterConfig):
     def __post_init__(self) -> None:
         if not self.environment:
             raise ConfigError("environment: no names; give some, such as AWS_*, or the word none")
-        if self.cpus < 0:
-            raise ConfigError(f"cpus: {self.cpus}; give 0 or more")
+        require(0 <= self.cpus < math.inf, f"cpus: {self.cpus}; give a finite number of at least 0")
         for name in ("working_dir", "requirements"):
             path = getattr(self, name)
             if path is not None and not path.exists():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from pipelines.recipes.registry import get_recipe
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.errors import ConfigError
 from sparse_detr.model.config import ModelConfig
+
+NUMBERS = field_values(to_dict(RunConfig()))
 
 
 def test_a_config_survives_dict_and_json() -> None:
@@ -36,6 +39,13 @@ def test_override_takes_whole_configs_and_checks_only_the_outcome() -> None:
 
     assert config.model.query_source == "learned"
     assert override(RunConfig(), {"model": config.model}).model == config.model
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", [name for name, value in NUMBERS.items() if isinstance(value, float)])
+def test_every_number_is_finite(name: str, number: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name.rpartition('.')[2]}: {number}"):
+        override(RunConfig(), {name: number})
 
 
 @pytest.mark.parametrize(

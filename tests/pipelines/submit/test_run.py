@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -299,3 +300,9 @@ def test_an_environment_without_names_is_refused() -> None:
     with pytest.raises(ConfigError, match="environment: no names"):
         SubmitConfig(environment=())
     assert travelling(SubmitConfig(environment=("none",)).environment, {"AWS_REGION": "r"}) == {}
+
+
+@pytest.mark.parametrize("cpus", [-1.0, math.inf, math.nan])
+def test_cpus_that_are_no_number_to_reserve_are_refused(cpus: float) -> None:
+    with pytest.raises(ConfigError, match=f"cpus: {cpus}"):
+        SubmitConfig(cpus=cpus)
