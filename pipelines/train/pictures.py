@@ -36,13 +36,22 @@ _RICH = 3
 """Images with at least so many objects come first: there is more to see."""
 
 
+Show = Callable[["TrainLoop", int], None]
+"""Shows what the loop's model sees after an epoch."""
+
+
 class TrainingPictures:
     """Hooks of the loop that send the pictures; for rank 0, beside other hooks or alone.
 
     Whatever fails here is logged once and the training goes on: it is worth more than its pictures.
+
+    Args:
+        config: the run that they are of.
+        tracker: the pictures' destination; one without a run gets none.
+        show: called when pictures are due; None draws and sends them.
     """
 
-    def __init__(self, config: RunConfig, tracker: Tracker) -> None:
+    def __init__(self, config: RunConfig, tracker: Tracker, show: Show | None = None) -> None:
         training = config.training
         self._config = config
         self._tracker = tracker
@@ -51,6 +60,7 @@ class TrainingPictures:
         self._interval = math.ceil(evaluations / _SHOWS)
         self._images: list[tuple[str, Picture, Targets]] | None = None
         self._failed = False
+        self._show = show or self._draw_and_send
 
     def step_done(self, progress: Callable[[], StepProgress]) -> None:
         """Nothing."""
@@ -71,7 +81,7 @@ class TrainingPictures:
         in_turn = progress.epoch % every == 0 and (progress.epoch // every - 1) % self._interval == 0
         return in_turn or progress.epoch == progress.epochs
 
-    def _show(self, loop: TrainLoop, epoch: int) -> None:
+    def _draw_and_send(self, loop: TrainLoop, epoch: int) -> None:
         from pipelines.explain.run import explain_image
 
         if self._images is None:

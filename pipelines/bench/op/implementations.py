@@ -150,8 +150,24 @@ class Field:
     """Why others do not take part."""
 
 
-def line_up(workload: Workload, device: torch.device) -> Field:
+Sampling = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The output from value, locations and weights."""
+Peer = Callable[[Shapes, torch.device], Sampling]
+"""Makes the sampling of one peer; ImportError and MissingIm2colError say why this machine has none."""
+
+
+def peers_on(device: torch.device) -> Mapping[str, Peer]:
+    """The peers that may run on such a device, by name."""
+    return {TRANSFORMERS: _transformers, **({IM2COL: _im2col} if device.type == "cuda" else {})}
+
+
+def line_up(workload: Workload, device: torch.device, peers: Mapping[str, Peer] | None = None) -> Field:
     """Those that run on this machine; the peers in float32, as they come.
+
+    Args:
+        workload: the sizes to measure at.
+        device: all tensors are on it.
+        peers: None takes those of `peers_on`.
 
     Raises:
         RuntimeError: the im2col kernel does not compute what plain torch computes.
@@ -173,8 +189,7 @@ def line_up(workload: Workload, device: torch.device) -> Field:
         Implementation(name=PLAIN, types=full, attend=plain),
         Implementation(name=GRID_SAMPLE, types=full, attend=located(lambda v, x, w: by_grid_sample(v, shapes, x, w))),
     ]  # fmt: skip
-    others = {TRANSFORMERS: _transformers, **({IM2COL: _im2col} if device.type == "cuda" else {})}
-    for name, find in others.items():
+    for name, find in (peers_on(device) if peers is None else peers).items():
         try:
             found.append(Implementation(name=name, types=full, attend=located(find(shapes, device))))
         except ImportError as error:
@@ -183,10 +198,6 @@ def line_up(workload: Workload, device: torch.device) -> Field:
             left_out[name] = str(error)
     names = [implementation.name for implementation in found]
     return Field(implementations=tuple(found), baseline=IM2COL if IM2COL in names else GRID_SAMPLE, left_out=left_out)
-
-
-Sampling = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""The output from value, locations and weights."""
 
 
 def _located(shapes: Shapes, device: torch.device) -> Callable[[Sampling], Attend]:

@@ -67,13 +67,19 @@ def test_the_same_images_after_every_evaluation_and_training_is_not_touched(quic
         assert with_pictures["ap"] == without["ap"]
 
 
-def test_nothing_is_drawn_when_off_or_untracked(quick_run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_drawn_when_off_or_untracked(quick_run: RunConfig) -> None:
     drawn: list[int] = []
-    monkeypatch.setattr(TrainingPictures, "_show", lambda self, loop, epoch: drawn.append(epoch))
-    run(override(quick_run, {"training.explain_images": 0, "training.epochs": 1}), Recorder())
-    run(override(quick_run, {"training.epochs": 1}), NullTracker())
+
+    def train(tracker: Tracker, **training: int) -> None:
+        changes = {f"training.{name}": value for name, value in training.items()}
+        config = override(quick_run, {"training.epochs": 1} | changes)
+        hooks = TrainingPictures(config, tracker, show=lambda _loop, epoch: drawn.append(epoch))
+        build_loop(config, hooks=hooks).run()
+
+    train(Recorder(), explain_images=0)
+    train(NullTracker())
     assert drawn == []
-    run(override(quick_run, {"training.epochs": 1}), Recorder())
+    train(Recorder())
     assert drawn == [1]
 
 
@@ -97,12 +103,11 @@ def test_failures_never_stop_training(quick_run: RunConfig, caplog: pytest.LogCa
     ],
 )
 def test_about_ten_evaluations_and_the_last_are_drawn(
-    quick_run: RunConfig, monkeypatch: pytest.MonkeyPatch, epochs: int, every: int, drawn: list[int]
+    quick_run: RunConfig, epochs: int, every: int, drawn: list[int]
 ) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(TrainingPictures, "_show", lambda self, loop, epoch: seen.append(epoch))
     config = override(quick_run, {"training.epochs": epochs, "training.evaluate_every": every})
-    pictures = TrainingPictures(config, Recorder())
+    pictures = TrainingPictures(config, Recorder(), show=lambda _loop, epoch: seen.append(epoch))
     for epoch in range(1, epochs + 1):
         progress = StepProgress(epoch=epoch, epochs=epochs, step=epoch, steps=epochs, metrics={})
         pictures.epoch_done(None, progress)  # type: ignore[arg-type]

@@ -21,7 +21,15 @@ from pipelines.bench.op.im2col import (
     load_im2col,
     nvcc_command,
 )
-from pipelines.bench.op.implementations import GRID_SAMPLE, IM2COL, Workload, line_up
+from pipelines.bench.op.implementations import (
+    GRID_SAMPLE,
+    IM2COL,
+    TRANSFORMERS,
+    Sampling,
+    Workload,
+    line_up,
+    peers_on,
+)
 
 CPU = torch.device("cpu")
 SHAPES = ((5, 4), (2, 3))
@@ -129,18 +137,18 @@ def test_what_an_nvcc_that_fails_said_is_passed_on(tmp_path: Path, monkeypatch: 
         load_im2col((99, 0))
 
 
-def test_a_gpu_without_it_is_compared_with_grid_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_shapes: object, _device: object) -> object:
+def test_a_gpu_without_it_is_compared_with_grid_sample() -> None:
+    def missing(_shapes: object, _device: object) -> Sampling:
         raise MissingIm2colError("there is no nvcc")
 
-    module = "pipelines.bench.op.implementations"
-    monkeypatch.setattr(f"{module}._im2col", missing)
-    monkeypatch.setattr(f"{module}._transformers", lambda *_: lambda value, *_rest: value)
-    monkeypatch.setattr(f"{module}._located", lambda *_: lambda sample: sample)  # which would need the GPU
-    field = line_up(Workload(), torch.device("cuda"))
+    def present(_shapes: object, _device: object) -> Sampling:
+        return lambda value, _locations, _weights: value
+
+    assert set(peers_on(torch.device("cuda"))) == {TRANSFORMERS, IM2COL}
+    assert set(peers_on(CPU)) == {TRANSFORMERS}
+    field = line_up(Workload(), CPU, {TRANSFORMERS: present, IM2COL: missing})
     assert (field.left_out, field.baseline) == ({IM2COL: "there is no nvcc"}, GRID_SAMPLE)
-    monkeypatch.setattr(f"{module}._im2col", lambda *_: lambda value, *_rest: value)
-    field = line_up(Workload(), torch.device("cuda"))
+    field = line_up(Workload(), CPU, {TRANSFORMERS: present, IM2COL: present})
     assert (field.left_out, field.baseline) == ({}, IM2COL)
 
 
