@@ -1,4 +1,4 @@
-"""Every command that README, CHANGELOG (newest part), CONTRIBUTING, docs and infra quote is one that the parsers take."""
+"""Every command that README, CHANGELOG (newest part), CONTRIBUTING, docs and infra quote is one that parsers take."""
 
 from __future__ import annotations
 
