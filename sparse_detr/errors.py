@@ -7,7 +7,9 @@
         ImageError             one image that cannot be decoded
         CheckpointError        a checkpoint that is cut short, foreign or unsafe
         StorageError           a path, bucket or store that cannot be reached
+          StoreUnavailableError  the store fails in a way that passes by itself: busy, restarting, cut off
         OutputExistsError      results of another run stand where these would go
+        IncompleteError        a job ended before all was done; the same command goes on
         ErrorBudgetError       more images of a collection failed than were allowed to
         NotFiniteError         numbers that became NaN or infinite, mostly by diverged training
 
@@ -47,12 +49,20 @@ class StorageError(SparseDetrError):
     """A path, bucket or object store that cannot be reached or read."""
 
 
+class StoreUnavailableError(StorageError):
+    """The store fails in a way that passes by itself (5xx, 429, a connection cut or silent): try again later."""
+
+
 class OutputExistsError(SparseDetrError):
     """Results of another run stand where this run would write."""
 
 
 class NotFiniteError(SparseDetrError):
     """Predictions or targets that are NaN or infinite: training diverged, or an input was not finite."""
+
+
+class IncompleteError(SparseDetrError):
+    """A job ended before all of its work was done, and nothing of what was done is lost: the same command goes on."""
 
 
 class ErrorBudgetError(SparseDetrError):

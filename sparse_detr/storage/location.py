@@ -22,7 +22,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sparse_detr.errors import StorageError
-from sparse_detr.storage.s3 import answered, at_endpoint, explained, s3_filesystem
+from sparse_detr.storage.s3 import answered, at_endpoint, create_object, explained, s3_filesystem
 
 ACCESS_DEADLINE = 12.0
 """Seconds after which `check_access` gives up on a store that says nothing. Commands promise an error within 15; 3 are
@@ -99,6 +99,14 @@ class Location:
         with explained(self.uri), self.filesystem.open_input_stream(self.path, compression=None) as stream:
             return bytes(stream.read())
 
+    def read_with_etag(self) -> tuple[bytes, str]:
+        """The whole file, and what tells this content from another: the store's ETag, or size and time of a file."""
+        with explained(self.uri), self.filesystem.open_input_stream(self.path, compression=None) as stream:
+            data = bytes(stream.read())
+            if self.is_local:
+                return data, file_etag(os.stat(self.path))
+            return data, (stream.metadata() or {}).get("ETag", b"").decode()
+
     def open_input(self) -> pa.NativeFile:
         """The file, open for reading with seek; the caller closes it. Its reads raise OSError."""
         with explained(self.uri):
@@ -113,6 +121,29 @@ class Location:
             # one call, in a thread: Ctrl-C, which is raised in the main one, cannot come between open and close.
             with ThreadPoolExecutor(1) as pool:
                 return pool.submit(self._put, data).result()
+
+    def create(self, data: bytes) -> bool:
+        """Write the file whole, only if there is none; of several that try at once, one gets True.
+
+        Raises:
+            StorageError: the store cannot be written to, or knows no conditional writes.
+        """
+        if not self.is_local:
+            bucket, _, key = self.path.partition("/")
+            return create_object(bucket, key, data, self.uri)
+        with explained(self.uri):
+            target = Path(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name[:64]}.{secrets.token_hex(8)}.part")
+            try:
+                part.write_bytes(data)
+                # A link appears with all of its content, and only where no file is: on NFS too, unlike O_EXCL.
+                os.link(part, target)
+            except FileExistsError:
+                return False
+            finally:
+                part.unlink(missing_ok=True)
+        return True
 
     def delete_file(self) -> None:
         """Delete this file; nothing happens when it is absent."""
@@ -173,6 +204,11 @@ class Location:
 
         with explained(self.uri), self.filesystem.open_input_stream(self.path, compression=None) as stream:
             _replace_file(target, fill)
+
+
+def file_etag(status: os.stat_result) -> str:
+    """Mark of a local file's content, as an object store's ETag: it changes when the file is written."""
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def locate(path_or_uri: str | Path) -> Location:

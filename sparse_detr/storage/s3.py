@@ -5,9 +5,12 @@ Apart from it so that storage.py reads as what a location can do. Nothing here k
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,9 +18,16 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sparse_detr.deadline import within
-from sparse_detr.errors import StorageError
+from sparse_detr.errors import StorageError, StoreUnavailableError
 from sparse_detr.redaction import without_secrets
 
+_TRANSIENT = re.compile(
+    r"SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT|REQUEST_EXPIRED|NETWORK_CONNECTION|"
+    r"curlCode|HTTP status (?:5\d\d|429|408)|SlowDown|ServiceUnavailable|InternalError|RequestTimeout|Throttl|"
+    r"reset by peer|Broken pipe|timed out|IncompleteRead|\((?:5\d\d|429)\)|unexpected end of file|"
+    r"Could not connect|Connection was closed|Failed to (?:connect|establish)|cut off"
+)
+"""Words by which AWS's C++ library, pyarrow and botocore tell a failure that passes: busy, restarting, cut off."""
 _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "INVALID_CLIENT_TOKEN", "HTTP status 403")
 
 
@@ -50,6 +60,87 @@ def s3_filesystem(*, patient: bool = True) -> fs.S3FileSystem:
     )
 
 
+def s3_client() -> Any:
+    """A boto3 client of the same store, for what pyarrow lacks: conditional writes, and listings with ETags."""
+    import boto3
+    from botocore.config import Config
+
+    address = endpoint()
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if address else None)
+    # Virtual hosts (bucket.host) exist at AWS alone.
+    style = {"addressing_style": "path"} if address else {}
+    config = Config(
+        connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 5}, s3=style,
+        max_pool_connections=64,
+    )  # fmt: skip
+    return boto3.client("s3", endpoint_url=address or None, region_name=region, config=config)
+
+
+def create_object(bucket: str, key: str, data: bytes, uri: str) -> bool:
+    """Write an object only if there is none (`If-None-Match: *`); whether it was written.
+
+    Raises:
+        StorageError: the store refuses, or knows no conditional writes.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+    except ClientError as error:
+        code = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        # 409: two wrote at the same time, and the store let neither or the other one through.
+        if code in (409, 412):
+            return False
+        if code == 501:
+            raise StorageError(
+                f"{uri}: this store knows no conditional writes, by which two jobs on one output are kept apart; use "
+                "one that does (AWS S3, MinIO, SeaweedFS, Ceph 19)"
+            ) from None
+        raise _explained_boto(error, uri) from None
+    except BotoCoreError as error:
+        raise _explained_boto(error, uri) from None
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A page of a listing."""
+
+    contents: list[dict[str, Any]]
+    """`Key`, `Size` and `ETag` of the objects at this level."""
+    prefixes: list[str]
+    """Prefixes one level down."""
+    token: str | None
+    """Continues the listing; None at its end."""
+
+
+def listed_page(client: Any, bucket: str, prefix: str, token: str | None, uri: str) -> Page:
+    """One page of at most 1000 objects and prefixes, one level deep.
+
+    Raises:
+        StorageError: the store refuses; StoreUnavailableError where that passes by itself.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    more = {"ContinuationToken": token} if token else {}
+    try:
+        answer = client.list_objects_v2(Bucket=bucket, Prefix=prefix, Delimiter="/", **more)
+    except (BotoCoreError, ClientError) as error:
+        raise _explained_boto(error, uri) from None
+    return Page(
+        contents=answer.get("Contents", []),
+        prefixes=[item["Prefix"] for item in answer.get("CommonPrefixes", [])],
+        token=answer.get("NextContinuationToken") if answer.get("IsTruncated") else None,
+    )
+
+
+def _explained_boto(error: Exception, uri: str) -> StorageError:
+    with_code = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    text = f"{error} ({with_code})" if with_code else str(error)
+    kind = StoreUnavailableError if is_transient(text) else StorageError
+    return kind(f"{uri}: {_remedy(OSError(text))} ({without_secrets(str(error))})")
+
+
 def endpoint() -> str:
     """The address of the store in the environment; empty for AWS itself."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
@@ -69,7 +160,18 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"{uri}: {_remedy(error)} ({without_secrets(str(error))})") from None
+        kind = StoreUnavailableError if is_transient(str(error)) else StorageError
+        raise kind(f"{uri}: {_remedy(error)} ({without_secrets(str(error))})") from None
+
+
+def is_transient(text: str) -> bool:
+    """Whether an error of the store passes by itself, by its text: pyarrow's and botocore's errors have no code.
+
+    A bucket that is missing or credentials that are refused do not, whatever else the text says.
+    """
+    if any(code in text for code in (*_REFUSED, "NO_SUCH_BUCKET", "NoSuchBucket")):
+        return False
+    return bool(_TRANSIENT.search(text))
 
 
 def answered(seconds: float, work: Callable[[], None], uri: str) -> None:
@@ -77,7 +179,7 @@ def answered(seconds: float, work: Callable[[], None], uri: str) -> None:
     try:
         within(seconds, work)
     except TimeoutError:
-        raise StorageError(
+        raise StoreUnavailableError(
             f"{uri}: no answer{at_endpoint()} in {seconds:.0f} s; check AWS_ENDPOINT_URL, the network"
         ) from None
 
@@ -90,6 +192,10 @@ def _remedy(error: BaseException) -> str:
         return f"the store{at_endpoint()} refuses the credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if "NETWORK_CONNECTION" in text or "curlCode" in text:
         return f"nothing answers{at_endpoint()}; check AWS_ENDPOINT_URL and the network"
+    if is_transient(text):
+        return f"the store{at_endpoint()} is busy or away; try again later"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; make room, then run the same command again"
     if isinstance(error, FileNotFoundError):
         return "no such file or folder; check the name"
     if isinstance(error, PermissionError):
