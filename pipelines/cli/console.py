@@ -44,12 +44,13 @@ def rows_table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
     return table
 
 
-def listing(title: str, lines: Sequence[str]) -> str:
-    """The first lines of a list under its title and length; empty for an empty list."""
+def listing(title: str, lines: Sequence[str], *, total: int | None = None) -> str:
+    """The first lines of a list of `total` under its title and length; empty for an empty list."""
     if not lines:
         return ""
-    more = [f"  ... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n".join([f"{title}: {len(lines)}", *(f"  {line}" for line in lines[:_SHOWN]), *more])
+    total = len(lines) if total is None else total
+    more = [f"  ... and {total - min(len(lines), _SHOWN)} more"] if total > min(len(lines), _SHOWN) else []
+    return "\n".join([f"{title}: {total}", *(f"  {line}" for line in lines[:_SHOWN]), *more])
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Entry of the command line, and its exit codes.
 
 0 done; 1 something is wrong with what was examined, a job failed, or no space is left; 2 a user error, in one message;
-130 interrupted; 141 whoever read the output has gone.
+75 not all was done, and the same command goes on; 130 interrupted; 141 whoever read the output has gone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from rich.markup import escape
 from pipelines.cli import streams
 from pipelines.cli.commands import COMMANDS
 from pipelines.cli.dispatch import dispatch
+from sparse_detr.errors import IncompleteError
+
+_TRY_AGAIN = 75
+"""`EX_TEMPFAIL` of sysexits.h: a scheduler that knows it runs the command again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +52,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if found is None:
             raise
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(found))}", highlight=False, soft_wrap=True)
-        return 2
+        return _TRY_AGAIN if isinstance(found, IncompleteError) else 2
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -99,7 +99,7 @@ def inference_config(config: DemoConfig, place: Place, data: DemoData, trained: 
         batch_size=16,
         workers=config.workers,
         existing="overwrite",
-        max_error_share=1.0,
+        error_budget="100%",
     )
 
 

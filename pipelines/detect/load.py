@@ -9,6 +9,25 @@ from pipelines.detect.predictor import Predictor
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError
 from sparse_detr.storage.location import check_access, locate
+from sparse_detr.weights.model_folder import describe_model
+
+
+def describe_checked(config: DetectionConfig, keep_ratios: Sequence[float | None]) -> SparseDetr:
+    """The model without its numbers, checked against the options as far as that goes; workers do the rest.
+
+    Raises:
+        CheckpointError: the folder holds no model.
+        StorageError: it cannot be reached.
+        ConfigError: the model cannot run at this keep ratio or size.
+    """
+    location = locate(config.model)
+    check_access(location)
+    model = describe_model(location.uri, SparseDetr)
+    _require_names(model, location.uri)
+    for ratio in keep_ratios:
+        model.config.checked_keep_ratio(ratio)
+    config.image_size(model.image_size)
+    return model
 
 
 def load_checked(config: DetectionConfig, keep_ratios: Sequence[float | None]) -> SparseDetr:
@@ -22,13 +41,17 @@ def load_checked(config: DetectionConfig, keep_ratios: Sequence[float | None]) -
     location = locate(config.model)
     check_access(location)
     model = SparseDetr.from_pretrained(location.uri)
-    if model.classes is not None and len(model.classes) != model.config.num_classes:
-        raise ConfigError(
-            f"model: {location.uri} gives {model.config.num_classes} scores a box but names {len(model.classes)} "
-            "classes; correct config.json"
-        )
+    _require_names(model, location.uri)
     for ratio in keep_ratios:
         model.config.checked_keep_ratio(ratio)
     for ratio in keep_ratios:
         Predictor(model, config, keep_ratio=ratio).check()
     return model
+
+
+def _require_names(model: SparseDetr, uri: str) -> None:
+    if model.classes is not None and len(model.classes) != model.config.num_classes:
+        raise ConfigError(
+            f"model: {uri} gives {model.config.num_classes} scores a box but names {len(model.classes)} classes; "
+            "correct config.json"
+        )

@@ -6,66 +6,31 @@ disturbs no other.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from torch import Tensor
 
-from pipelines.detect.config import DetectionConfig
-from sparse_detr.data.decode import decode_image
-from sparse_detr.data.transforms import EvalTransform
+from pipelines.detect.config import PredictorConfig
+from pipelines.detect.images import ImageLoader, ImageRef, ImageResult, Locate, ReadyImage, Watch, failure
+from pipelines.detect.prefetch import Block, Loaded, Prefetch
+from pipelines.detect.tiles import TileGrid, merge_views
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import ImageError, StorageError
+from sparse_detr.errors import ImageError
 from sparse_detr.evaluation.postprocess import postprocess
 from sparse_detr.ops.self_check import self_test
 from sparse_detr.records import Detections, ImageBatch, Output
-from sparse_detr.storage.location import Location
+from sparse_detr.storage.location import Location, locate
 
 _OPEN_BATCHES = 4
 """So many batches of resized images may wait for neighbours of their shape before one runs unfilled. More would fill
 more batches of rare shapes, and each costs memory: 4 batches of 4 images of 800 x 1333 pixels hold 205 MB a worker
 (16 x 3 x 800 x 1333 x 4 bytes)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageFailure:
-    """Why an image has no detections."""
-
-    stage: str
-    """`fetch`, `decode`, `resize` or `model`."""
-    type: str
-    """Class of the exception."""
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageResult:
-    """The outcome of one image: detections, or a failure."""
-
-    index: int
-    """Row of the image in the manifest."""
-    key: str
-    size: tuple[int, int] | None = None
-    """(height, width) in pixels; None where it could not be decoded."""
-    detections: Detections | None = None
-    failure: ImageFailure | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadyImage:
-    """An image that is fetched, decoded and resized."""
-
-    index: int
-    key: str
-    size: tuple[int, int]
-    """(height, width) in pixels before it was resized."""
-    pixels: Tensor
-    """3 x height x width, normalized."""
 
 
 class Predictor:
@@ -74,11 +39,13 @@ class Predictor:
     def __init__(
         self,
         model: SparseDetr,
-        config: DetectionConfig,
+        config: PredictorConfig | None = None,
         *,
         keep_ratio: float | None = None,
         score_threshold: float = 0.0,
         device: torch.device | str = "cpu",
+        tiles: TileGrid | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Take the model as it is loaded; it is moved to the device and into evaluation mode.
 
@@ -88,17 +55,20 @@ class Predictor:
             keep_ratio: at which every image passes the model; None is the model's own.
             score_threshold: boxes below are left out.
             device: `cpu` or `cuda`.
+            tiles: also look at large images tile by tile.
+            watch: told while an image is decoded; see `Watchdog`.
 
         Raises:
             ConfigError: one side is given, and does not go with the other one of the model's own size.
         """
         self.model = model.to(device).eval()
         self.device = torch.device(device)
-        self._config = config
+        self._config = config = config or PredictorConfig()
         self._threshold = score_threshold
         self._keep_ratio = keep_ratio
         self._size = config.image_size(model.image_size)
-        self._transform = EvalTransform(size=self._size)
+        self._tiled = tiles is not None
+        self._loader = ImageLoader(self._size, tiles=tiles, patience=config.store_patience, watch=watch)
         self._threads = ThreadPoolExecutor(config.fetch_threads, thread_name_prefix="fetch")
 
     def check(self) -> None:
@@ -118,6 +88,20 @@ class Predictor:
                     "short_side"
                 )
 
+    def __call__(self, images: Sequence[str | Path | bytes | UInt8[np.ndarray, "H W 3"]]) -> list[ImageResult]:
+        """Detections of a few images in this process: paths, URIs, files as bytes, or RGB pixels `[H, W, 3]`.
+
+        An image that cannot be used has a `failure` in place of `detections`; `key` is the path, or the position.
+        """
+        block: list[ImageRef] = []
+        ready: dict[int, list[ReadyImage] | ImageResult] = {}
+        for index, image in enumerate(images):
+            key = str(image) if isinstance(image, str | Path) else str(index)
+            block.append(ImageRef(index=index, key=key))
+            if not isinstance(image, str | Path):
+                ready[index] = self._loader.prepare(block[-1], image)
+        return next(self.detect_blocks(locate, [Block(images=block, ready=ready)]))
+
     def detect(self, root: Location, indices: Sequence[int], keys: Sequence[str]) -> list[ImageResult]:
         """The results of the images, in the order given.
 
@@ -126,47 +110,67 @@ class Predictor:
             indices: number of each image, all different.
             keys: path of each image below the root.
         """
+        images = [ImageRef(index=index, key=key) for index, key in zip(indices, keys, strict=True)]
+        return next(self.detect_blocks(root.child, [Block(images=images)]))
+
+    def detect_blocks(self, place: Locate, blocks: Iterable[Block]) -> Iterator[list[ImageResult]]:
+        """The results of one block after the other, each in the order of its images.
+
+        Images of the next block are fetched while the model runs on this one's. A batch never holds images of two
+        blocks, so a block's results are the same to the last bit whatever comes before or after it.
+
+        Raises:
+            StoreUnavailableError: the store was away for longer than the loader waits.
+        """
+        room = self._config.fetch_threads + self._config.batch_size
+        for block, loaded in Prefetch(blocks, lambda block, image: self._submit(place, block, image), room):
+            yield self._detected(block, loaded)
+
+    def _detected(self, block: Block, loaded: Iterator[Loaded]) -> list[ImageResult]:
         found: list[ImageResult] = []
-        waiting: dict[tuple[int, ...], list[ReadyImage]] = {}
-        for item in self._fetched(root, zip(indices, keys, strict=True)):
+        batch_size = 1 if block.one_by_one else self._config.batch_size
+        open_batches: dict[tuple[int, ...], list[ReadyImage]] = {}
+        for item in loaded:
             if isinstance(item, ImageResult):
                 found.append(item)
                 continue
-            shape = tuple(item.pixels.shape)
-            waiting.setdefault(shape, []).append(item)
-            if len(waiting[shape]) == self._config.batch_size:
-                found += self._run_apart(waiting.pop(shape))
-            elif sum(map(len, waiting.values())) >= _OPEN_BATCHES * self._config.batch_size:
-                found += self._run_apart(waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
-        for ready in waiting.values():
-            found += self._run_apart(ready)
-        position = {index: place for place, index in enumerate(indices)}
+            for ready in item:
+                shape = tuple(ready.pixels.shape)
+                open_batches.setdefault(shape, []).append(ready)
+                if len(open_batches[shape]) == batch_size:
+                    found += self._run_apart(open_batches.pop(shape))
+                elif sum(map(len, open_batches.values())) >= _OPEN_BATCHES * batch_size:
+                    found += self._run_apart(open_batches.pop(max(open_batches, key=lambda k: len(open_batches[k]))))
+        for rest in open_batches.values():
+            found += self._run_apart(rest)
+        if self._tiled:
+            found = self._merged(found)
+        position = {image.index: place for place, image in enumerate(block.images)}
         return sorted(found, key=lambda result: position[result.index])
 
-    def _fetched(self, root: Location, items: Iterable[tuple[int, str]]) -> Iterator[ReadyImage | ImageResult]:
-        """The images in order; a few are fetched ahead of the one that is asked for."""
-        ahead: deque[Future[ReadyImage | ImageResult]] = deque()
-        for index, key in items:
-            ahead.append(self._threads.submit(self._load, root, index, key))
-            if len(ahead) > self._config.fetch_threads + self._config.batch_size:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    def _submit(self, place: Locate, block: Block, image: ImageRef) -> Future[Loaded]:
+        return self._threads.submit(self._load, place, block, image)
 
-    def _load(self, root: Location, index: int, key: str) -> ReadyImage | ImageResult:
-        stage, size = "fetch", None
-        try:
-            data = root.child(key).read_bytes()
-            stage = "decode"
-            image = decode_image(data, name=key)
-            stage, size = "resize", (image.shape[0], image.shape[1])
-            return ReadyImage(index=index, key=key, size=size, pixels=self._resized(image))
-        except (StorageError, ImageError, RuntimeError, MemoryError) as error:
-            return ImageResult(index=index, key=key, size=size, failure=_failure(stage, error))
+    def _load(self, place: Locate, block: Block, image: ImageRef) -> Loaded:
+        known = block.failures.get(image.index)
+        if known is not None:
+            return ImageResult(index=image.index, key=image.key, failure=known)
+        ready = block.ready.get(image.index)
+        return self._loader.load(place, image) if ready is None else ready
 
-    def _resized(self, image: UInt8[np.ndarray, "H W 3"]) -> Tensor:
-        pixels, _ = self._transform(image, np.zeros((0, 4)), np.zeros(0, np.int64))
-        return pixels
+    def _merged(self, results: Sequence[ImageResult]) -> list[ImageResult]:
+        """One result an image, from those of the image and its tiles."""
+        views: dict[int, list[ImageResult]] = {}
+        for result in results:
+            views.setdefault(result.index, []).append(result)
+        return [self._one(found) for found in views.values()]
+
+    def _one(self, views: Sequence[ImageResult]) -> ImageResult:
+        failed = next((view for view in views if view.failure is not None), None)
+        if failed is not None or len(views) == 1:
+            return failed or views[0]
+        detections = [view.detections for view in views if view.detections is not None]
+        return replace(views[0], detections=merge_views(detections, self._config.max_detections))
 
     def _run_apart(self, images: Sequence[ReadyImage]) -> list[ImageResult]:
         """Results of images of one shape, one by one where they fail together.
@@ -179,7 +183,7 @@ class Predictor:
             if len(images) > 1:  # one of them, or their number, is too much: find out which
                 return [result for image in images for result in self._run_apart([image])]
             failed = images[0]
-            return [ImageResult(index=failed.index, key=failed.key, size=failed.size, failure=_failure("model", error))]
+            return [ImageResult(index=failed.index, key=failed.key, size=failed.size, failure=failure("model", error))]
 
     @torch.inference_mode()
     def run(self, images: Sequence[ReadyImage]) -> list[ImageResult]:
@@ -203,27 +207,44 @@ class Predictor:
         """
         if not bool(torch.isfinite(output.logits).all() and torch.isfinite(output.boxes).all()):
             raise ImageError(f"{images[0].key}: the model's output is not finite; check its weights")
-        found = postprocess(output, [image.size for image in images], limit=self._config.max_detections)
+        found = postprocess(output, [image.extent or image.size for image in images], limit=self._config.max_detections)
         return [
             ImageResult(
-                index=image.index, key=image.key, size=image.size, detections=_above(detections, self._threshold)
+                index=image.index,
+                key=image.key,
+                size=image.size,
+                detections=_moved(_above(detections, self._threshold), image.offset),
             )
             for image, detections in zip(images, found, strict=True)
         ]
+
+
+class MakePredictor(Protocol):
+    """A picklable way to make a predictor."""
+
+    def __call__(self, model: SparseDetr, device: str, watch: Watch | None = None) -> Predictor:
+        """The predictor of this model on this device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictorFactory:
     """Makes the predictor of a worker; small enough to send."""
 
-    config: DetectionConfig
+    config: PredictorConfig
     keep_ratio: float | None = None
     score_threshold: float = 0.0
+    tiles: TileGrid | None = None
 
-    def __call__(self, model: SparseDetr, device: str) -> Predictor:
+    def __call__(self, model: SparseDetr, device: str, watch: Watch | None = None) -> Predictor:
         """The predictor of this model on this device."""
         return Predictor(
-            model, self.config, keep_ratio=self.keep_ratio, score_threshold=self.score_threshold, device=device
+            model,
+            self.config,
+            keep_ratio=self.keep_ratio,
+            score_threshold=self.score_threshold,
+            device=device,
+            tiles=self.tiles,
+            watch=watch,
         )
 
 
@@ -234,5 +255,8 @@ def _above(detections: Detections, threshold: float) -> Detections:
     )
 
 
-def _failure(stage: str, error: BaseException) -> ImageFailure:
-    return ImageFailure(stage=stage, type=type(error).__name__, message=str(error))
+def _moved(detections: Detections, offset: tuple[int, int]) -> Detections:
+    """The detections of a tile in pixels of its image."""
+    if offset == (0, 0):
+        return detections
+    return replace(detections, boxes=detections.boxes + detections.boxes.new_tensor([*offset, *offset]))

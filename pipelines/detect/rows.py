@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.detect.predictor import ImageResult
+from pipelines.detect.images import ImageResult
 from sparse_detr.evaluation.coco_ap import coco_entry
 from sparse_detr.records import Classes, Detections
 
@@ -56,7 +56,7 @@ def results_table(
     """Rows of SCHEMA, one for each result, in order. A model without class names gets its indices as names."""
     failures = [None if r.failure is None else _error_row(r) for r in results]
     columns = {
-        "uri": pa.array([f"{root.rstrip('/')}/{r.key}" for r in results], pa.string()),
+        "uri": pa.array([f"{root.rstrip('/')}/{r.key}" if root else r.key for r in results], pa.string()),
         "key": pa.array([r.key for r in results], pa.string()),
         "image_id": pa.array(image_ids, pa.int64()),
         "height": pa.array([None if r.size is None else r.size[0] for r in results], pa.int32()),

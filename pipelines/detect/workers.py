@@ -1,7 +1,7 @@
-"""Detection spread over a Ray cluster: blocks of the manifest go to a fixed pool of actors that hold the model.
+"""Detection spread over a Ray cluster: tasks go to a fixed pool of actors that hold the model.
 
-Fetching, decoding and the model sit in one actor, so that no decoded pixel enters Ray's object store. The pool
-never books every CPU: Ray Data's own tasks need one, and the job would wait for it for ever.
+Fetching, decoding and the model are in one actor, so that no decoded pixel enters Ray's object store. The pool never
+books every CPU: Ray Data's own tasks need one, and the job would wait for it for ever.
 """
 
 from __future__ import annotations
@@ -9,23 +9,32 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 import torch
 
 from pipelines.cluster.access import DriverAccess
 from pipelines.cluster.session import RaySession, available_cpus
-from pipelines.cluster.user_errors import pack, unpack
+from pipelines.cluster.user_errors import PackedError, pack, unpack
+from pipelines.detect.attempts import MOST, start_attempts
 from pipelines.detect.config import DetectionConfig
-from pipelines.detect.predictor import Predictor
+from pipelines.detect.images import ImageLoader, ImageRef, ImageResult
+from pipelines.detect.manifest import MANIFEST_SCHEMA, places
+from pipelines.detect.predictor import MakePredictor
+from pipelines.detect.prefetch import Block
+from pipelines.detect.quarantine import find_killers
 from pipelines.detect.rows import results_table
+from pipelines.detect.watchdog import Watchdog
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import ConfigError, SparseDetrError
-from sparse_detr.storage.location import locate
+from sparse_detr.errors import ConfigError, IncompleteError, SparseDetrError, StorageError, StoreUnavailableError
+from sparse_detr.records import COCO_IMAGE_SIZE
+from sparse_detr.storage.retry import patiently
 
 Rows = Generator[pa.Table, None, None]
 """Tables as they come; closing it stops those who make them."""
@@ -33,22 +42,30 @@ Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
 
-_USER_ERROR = pa.schema([("kind", pa.string()), ("message", pa.string())])
-"""A packed user error as a table: what a worker returns in place of rows when it meets one."""
+USER_ERROR = pa.field("user_error", pa.struct([("kind", pa.string()), ("message", pa.string())]))
+"""A packed user error as a column: a worker returns it in place of rows when it meets one."""
+
+
+def user_error_row(error: PackedError) -> dict[str, dict[str, str]]:
+    """The row of a packed user error, with that column alone."""
+    return {USER_ERROR.name: {"kind": error[0], "message": error[1]}}
 
 
 class Sink(Protocol):
     """Takes the rows of a block inside the worker; its return value goes to the driver."""
 
-    def __call__(self, first: int, rows: pa.Table) -> pa.Table:
-        """Take the rows of a block whose first row has this number in the manifest."""
+    def __call__(self, block: pa.Table, rows: pa.Table) -> pa.Table:
+        """Take the rows that were made of a block of the manifest."""
+
+    def failed(self, error: PackedError) -> pa.Table:
+        """Table that goes to the driver where a user error ended the task; of the same columns."""
 
 
-class MakePredictor(Protocol):
-    """A picklable way to make a predictor."""
+class BlockSource(Protocol):
+    """Reads a task inside the worker."""
 
-    def __call__(self, model: SparseDetr, device: str) -> Predictor:
-        """The predictor of this model on this device."""
+    def __call__(self, task: pa.Table) -> Iterator[pa.Table]:
+        """Blocks of the task: rows of a manifest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +76,10 @@ class Work:
     predictor: MakePredictor
     """Makes the predictor once the worker has the model: a `PredictorFactory`, or one with instruments."""
     root: str
-    """Folder of the images."""
+    """Folder of the images; empty where keys are URIs."""
     fingerprint: str
     sink: Sink
+    source: BlockSource
     table: Callable[..., pa.Table] = results_table
     """Makes rows of a block's results; takes what `results_table` does."""
 
@@ -100,8 +118,8 @@ def _cores(session: RaySession) -> float:
     return min(session.cpus, available_cpus()) if on_loopback else session.cpus
 
 
-def stream(blocks: Sequence[pa.Table], work: Work, pool: Pool) -> Rows:
-    """Run the workers over blocks of a manifest and yield what their sinks return, block by block, as they finish.
+def stream(tasks: Sequence[pa.Table], work: Work, pool: Pool) -> Rows:
+    """Run the workers over tasks and yield what their sinks return, task by task, as they finish.
 
     Closing the iterator stops the workers.
 
@@ -111,16 +129,18 @@ def stream(blocks: Sequence[pa.Table], work: Work, pool: Pool) -> Rows:
     # Imported late: ray_session sets what Ray reads from the environment when it is imported.
     import ray.data
 
-    # Each table is one block and stays one: no read task cuts or joins them.
-    found = ray.data.from_arrow(list(blocks)).map_batches(
+    # Each table is one block of Ray Data's and stays one: no read task cuts or joins them.
+    found = ray.data.from_arrow(list(tasks)).map_batches(
         Worker,
-        fn_constructor_kwargs={"work": work, "access": DriverAccess(os.environ), "gpu": bool(pool.gpus)},
+        fn_constructor_kwargs={
+            "work": work, "access": DriverAccess(os.environ), "gpu": bool(pool.gpus), "attempts": start_attempts(),
+        },
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=pool.size),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
-    )
+    )  # fmt: skip
     found.context.enable_progress_bars = False
     found.context.print_on_execution_start = False
     with (
@@ -149,55 +169,121 @@ def _quiet_ray_data() -> Iterator[None]:
 class Worker:
     """The actor: a model, and a sink for what it finds."""
 
-    def __init__(self, work: Work, access: DriverAccess, gpu: bool) -> None:
+    def __init__(self, work: Work, access: DriverAccess, gpu: bool, attempts: Any = None) -> None:
         """Load the model once.
 
         Args:
             work: what to do.
             access: to the object store, which this process may lack; works by arriving.
             gpu: whether this worker has a GPU to itself.
+            attempts: handle of the run's `Attempts`; None begins every block as if for the first time.
         """
         torch.set_num_threads(max(1, int(work.config.cpus_per_worker)))
         self._work = work
-        self._user_error: pa.Table | None = None
+        self._attempts = attempts
+        self._user_error: PackedError | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         try:
             self._prepare("cuda" if gpu else "cpu")
         except SparseDetrError as error:
-            self._user_error = _user_error_table(error)
+            self._user_error = pack(error)
 
     def _prepare(self, device: str) -> None:
-        self._root = locate(self._work.root)
-        model = SparseDetr.from_pretrained(self._work.config.model)
+        config = self._work.config
+        self._place = places(self._work.root)
+        model = patiently(SparseDetr.from_pretrained, config.model, seconds=config.store_patience)
         self._classes = model.classes
-        self._predictor = self._work.predictor(model, device)
+        self._predictor = self._work.predictor(model, device, Watchdog(config.image_seconds))
         self._predictor.check()
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Detect the objects of a block of the manifest and hand the rows to the sink."""
+    def __call__(self, task: pa.Table) -> Iterator[pa.Table]:
+        """Detect the objects of the task's blocks and hand the rows to the sink."""
         if self._user_error is not None:
-            return self._user_error
-        indices = block.column("index").to_pylist()
+            yield self._work.sink.failed(self._user_error)
+            return
+        writing: deque[Future[pa.Table]] = deque()
+        failed: SparseDetrError | None = None
         try:
-            results = self._predictor.detect(self._root, indices, block.column("key").to_pylist())
-            image_ids = dict(zip(indices, block.column("image_id").to_pylist(), strict=True))
-            rows = self._work.table(
-                results,
-                [image_ids[result.index] for result in results],
-                root=self._work.root,
-                classes=self._classes,
-                fingerprint=self._work.fingerprint,
-            )
-            return self._work.sink(indices[0], rows)
+            yield from self._detected(task, writing)
         except SparseDetrError as error:
-            return _user_error_table(error)
+            failed = error
+        while writing:
+            try:
+                yield writing.popleft().result()
+            except SparseDetrError as error:
+                failed = failed or error
+        if failed is not None:
+            yield self._work.sink.failed(pack(failed))
 
+    def _detected(self, task: pa.Table, writing: deque[Future[pa.Table]]) -> Iterator[pa.Table]:
+        """Written blocks; a block is written while the model runs on the next."""
+        tables: deque[pa.Table] = deque()
 
-def _user_error_table(error: SparseDetrError) -> pa.Table:
-    kind, message = pack(error)
-    return pa.Table.from_pylist([{"kind": kind, "message": message}], schema=_USER_ERROR)
+        def blocks() -> Iterator[Block]:
+            for table in self._work.source(task):
+                tables.append(table)
+                yield self._block(table)
+
+        for results in self._predictor.detect_blocks(self._place, blocks()):
+            writing.append(self._writer.submit(self._write, tables.popleft(), results))
+            if len(writing) > 1:
+                yield writing.popleft().result()
+
+    def _block(self, table: pa.Table) -> Block:
+        """The images of a block, and care where an attempt at it has ended a worker."""
+        columns = (table.column(name).to_pylist() for name in ("index", "key", "etag"))
+        images = [ImageRef(index=index, key=key, etag=etag) for index, key, etag in zip(*columns, strict=True)]
+        attempt = self._begin(images[0].index)
+        if attempt == 1:
+            return Block(images=images)
+        if attempt > MOST:
+            raise IncompleteError(
+                f"images {images[0].index} to {images[-1].index} of the manifest ({images[0].key} ...) ended their "
+                f"worker {MOST} times, and no image of them does so when decoded alone; is memory short? Fewer workers "
+                "or a smaller short_side need less; the same command goes on"
+            )
+        return Block(images=images, failures=find_killers(self._files(images), self._seconds), one_by_one=attempt > 2)
+
+    @property
+    def _seconds(self) -> float:
+        return self._work.config.image_seconds
+
+    def _begin(self, block: int) -> int:
+        if self._attempts is None:
+            return 1
+        import ray
+
+        return int(ray.get(self._attempts.begin.remote(block)))
+
+    def _files(self, images: Sequence[ImageRef]) -> Iterator[tuple[int, bytes]]:
+        loader = ImageLoader(COCO_IMAGE_SIZE, patience=self._work.config.store_patience)
+        for image in images:
+            try:
+                yield image.index, loader.fetch(self._place, image)
+            except StoreUnavailableError:
+                raise
+            except StorageError:
+                continue
+
+    def _write(self, block: pa.Table, results: Sequence[ImageResult]) -> pa.Table:
+        indices = block.column("index").to_pylist()
+        image_ids = dict(zip(indices, block.column("image_id").to_pylist(), strict=True))
+        rows = self._work.table(
+            results,
+            [image_ids[result.index] for result in results],
+            root=self._work.root,
+            classes=self._classes,
+            fingerprint=self._work.fingerprint,
+        )
+        for name in block.column_names[len(MANIFEST_SCHEMA) :]:
+            rows = rows.append_column(block.schema.field(name), block.column(name))
+        written = self._work.sink(block, rows)
+        if self._attempts is not None:
+            self._attempts.done.remote(indices[0])
+        return written
 
 
 def _raise_user_error(table: pa.Table) -> None:
-    if table.schema.equals(_USER_ERROR):
-        (row,) = table.to_pylist()
-        raise unpack((row["kind"], row["message"]))
+    if USER_ERROR.name in table.column_names:
+        for error in table.column(USER_ERROR.name).drop_null().to_pylist():
+            raise unpack((error["kind"], error["message"]))

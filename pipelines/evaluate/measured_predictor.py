@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.detect.config import DetectionConfig
-from pipelines.detect.predictor import ImageResult, Predictor, ReadyImage
+from pipelines.detect.images import ImageResult, ReadyImage, Watch
+from pipelines.detect.predictor import Predictor
 from pipelines.evaluate.measures import MeasuredResult
 from sparse_detr.detector import SparseDetr
 from sparse_detr.evaluation.attention_overlap import attention_overlap
@@ -33,6 +34,7 @@ class MeasuredPredictor(Predictor):
         keep_ratios: KeepRatios = (None,),
         device: torch.device | str = "cpu",
         overlap: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         """Take the model as it is loaded; every box is kept, whatever its score.
 
@@ -43,8 +45,9 @@ class MeasuredPredictor(Predictor):
             device: `cpu` or `cuda`.
             overlap: also measure how much of the decoder's attention falls on kept tokens; every batch then passes
                 the model twice, as a pass that returns its attention tells nothing of its speed.
+            watch: see `Predictor`.
         """
-        super().__init__(model, config, device=device)
+        super().__init__(model, config, device=device, watch=watch)
         self._keep_ratios = keep_ratios
         self._overlap = overlap
         self._batches = 0
@@ -99,6 +102,8 @@ class MeasuredPredictorFactory:
     keep_ratios: KeepRatios
     overlap: bool = False
 
-    def __call__(self, model: SparseDetr, device: str) -> MeasuredPredictor:
+    def __call__(self, model: SparseDetr, device: str, watch: Watch | None = None) -> MeasuredPredictor:
         """The predictor of this model on this device."""
-        return MeasuredPredictor(model, self.config, keep_ratios=self.keep_ratios, device=device, overlap=self.overlap)
+        return MeasuredPredictor(
+            model, self.config, keep_ratios=self.keep_ratios, device=device, overlap=self.overlap, watch=watch
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipelines.detect.predictor import ImageResult
+from pipelines.detect.images import ImageResult
 from pipelines.detect.rows import results_table
 from sparse_detr.records import Classes
 

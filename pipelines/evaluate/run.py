@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.cluster.session import Connect, ray_session
+from pipelines.cluster.user_errors import PackedError
 from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import Manifest
-from pipelines.detect.workers import Progress, Work, plan_pool, stream
+from pipelines.detect.workers import USER_ERROR, Progress, Work, plan_pool, stream, user_error_row
 from pipelines.evaluate.categories import match_categories
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.keep_ratios import RatioResult, RatioTally, ratio_plot
@@ -137,9 +138,22 @@ def _checked_files(config: EvaluateConfig) -> _Files:
 class ReturnRows:
     """A sink that sends the rows to the driver."""
 
-    def __call__(self, first: int, rows: pa.Table) -> pa.Table:
+    def __call__(self, block: pa.Table, rows: pa.Table) -> pa.Table:
         """Pass the block on."""
         return rows
+
+    def failed(self, error: PackedError) -> pa.Table:
+        """The error alone."""
+        return pa.Table.from_pylist([user_error_row(error)], schema=pa.schema([USER_ERROR]))
+
+
+@dataclass(frozen=True, slots=True)
+class WholeTask:
+    """A source whose tasks are blocks of the manifest."""
+
+    def __call__(self, task: pa.Table) -> Iterator[pa.Table]:
+        """The task itself."""
+        yield task
 
 
 def _detect(
@@ -154,6 +168,7 @@ def _detect(
         root=manifest.root,
         fingerprint="",
         sink=ReturnRows(),
+        source=WholeTask(),
         table=measured_table,
     )
     done = 0

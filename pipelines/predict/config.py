@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.detect.config import DetectionConfig, require_keep_ratio
+from pipelines.detect.tiles import TileGrid
+from pipelines.predict.budget import ErrorBudget
 from sparse_detr.errors import require
-from sparse_detr.storage.output import Replace, require_known
+from sparse_detr.storage.output import Existing, require_known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,30 +18,62 @@ class PredictConfig(DetectionConfig):
     output: str
     """Folder or `s3://` prefix for the results; it must not hold those of another run. On a cluster of several
     machines a folder must be on a disk that they share, as must `model` and `images`."""
+    uri_column: str = "uri"
+    """Column with paths or URIs, where `images` is a `.parquet` or `.csv` file; its other columns are carried along."""
     keep_ratio: float | None = None
     """Share of each image's tokens that the encoder updates, in (0, 1]; by default the ratio of the training."""
     score_threshold: float = 0.3
     """Boxes below this score are left out; 0 keeps all."""
-    existing: Replace = "refuse"
-    """Choice for when `output` holds results of a run already: `refuse` stops with an error, `overwrite` deletes
-    them, and nothing else."""
-    max_error_share: float = 0.5
-    """Stop once more than this share of all images has failed; 1 never stops."""
-    max_errors: int | None = None
-    """Stop once more images than this have failed; by default only the share counts."""
+    tile: int | None = None
+    """Side of square tiles, pixels, that a larger image is also cut into, for objects that are small in it."""
+    overlap: float = 0.2
+    """Share of a tile's side that neighbouring tiles have in common."""
+    limit: int | None = None
+    """Only so many images, the first of the list."""
+    sample: int | None = None
+    """Only so many images, chosen by chance, the same ones each time: for a look first."""
+    existing: Existing = "resume"
+    """Choice for when `output` holds results of a run already: `resume` goes on where that was cut short, if it had
+    the same model, images and settings; `refuse` stops with an error; `overwrite` deletes them, and nothing else."""
+    retry_errors: bool = False
+    """Do images with an error row again, as they are now, and replace their rows."""
+    error_budget: str = "10%"
+    """Stop once more images fail than this share of all, such as `1%`, or this number; a share also stops a run whose
+    failures until then leave no doubt that it will be exceeded. `100%` never stops."""
     coco_results: bool = False
     """Also write `coco_results.json`, the form that COCO's evaluation reads; needs `annotations` for image ids."""
+    csv: bool = False
+    """Also write `detections.csv`, a line a box."""
+    dry_run: bool = False
+    """Write nothing: count the images, show the first, what would be booked, and how long it would take by a measured
+    sample."""
 
     def __post_init__(self) -> None:
         DetectionConfig.__post_init__(self)
-        require_known(self.existing)
+        require_known(self.existing, resumable=True)
         if self.keep_ratio is not None:
             require_keep_ratio(self.keep_ratio)
         require(bool(self.output), "output: it is empty; give a folder or an s3:// URI")
         require(0.0 <= self.score_threshold <= 1.0, f"score_threshold: {self.score_threshold}; give 0 to 1")
-        require(0.0 <= self.max_error_share <= 1.0, f"max_error_share: {self.max_error_share}; give a share, 0 to 1")
-        require(self.max_errors is None or self.max_errors >= 0, f"max_errors: {self.max_errors}; give 0 or more")
+        ErrorBudget.parse(self.error_budget)
+        self.tiles()
+        for name in ("limit", "sample"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}: {value}; give at least 1, or leave it out")
+        require(
+            self.limit is None or self.sample is None,
+            f"limit: {self.limit} beside sample: {self.sample}; give one of the two",
+        )
+        require(
+            not self.retry_errors or self.existing == "resume",
+            f"retry_errors: True with existing: {self.existing!r}; it works on the results of a run, so set existing "
+            "to resume",
+        )
         require(
             not self.coco_results or self.annotations is not None,
             "coco_results: True without annotations; image ids come from there, so name a COCO JSON",
         )
+
+    def tiles(self) -> TileGrid | None:
+        """The tiles that were asked for."""
+        return None if self.tile is None else TileGrid(side=self.tile, overlap=self.overlap)

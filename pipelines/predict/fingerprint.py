@@ -14,7 +14,7 @@ from sparse_detr.errors import CheckpointError
 from sparse_detr.storage.location import Location
 from sparse_detr.weights.model_folder import CONFIG, MANIFEST, WEIGHTS
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of the code changes detections for the same model and settings."""
 
 
@@ -29,6 +29,12 @@ class Fingerprint:
     max_side: int
     score_threshold: float
     max_detections: int
+    tile: int | None = None
+    """Side of a tile, pixels; None for whole images alone."""
+    overlap: float | None = None
+    """Share that neighbouring tiles have in common; None without tiles."""
+    precision: str = "float32"
+    engine: str = "eager"
     version: int = VERSION
 
     @cached_property

@@ -1,7 +1,16 @@
-"""The output folder of a prediction: names of its files, and the claim of it.
+"""The output folder of a prediction: names of its files, and the record of the run that they belong to.
 
-A run writes `_run.json` before its first row and `_SUCCESS.json` after its last, so a reader can tell a whole result
-from one that was cut short.
+A run writes its manifest and then `_run.json` before its first row, and `_SUCCESS.json` after its last, so a reader
+can tell a whole result from one that was cut short.
+
+    _run.json            model, settings, images and their number
+    _manifest.parquet    the images, as they were listed
+    detections/          a Parquet part for each block of images
+    errors.parquet       rows of the images that could not be used
+    coco_results.json, detections.csv    where they were asked for
+    _parts/              journal of the parts that are done
+    _lease/              the job that holds the folder
+    _SUCCESS.json        written last: every part with rows, size and hash
 """
 
 from __future__ import annotations
@@ -13,56 +22,122 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.predict.fingerprint import Fingerprint
-from sparse_detr.errors import SparseDetrError
+from sparse_detr.errors import CheckpointError, OutputExistsError
 from sparse_detr.storage.location import Location
-from sparse_detr.storage.output import Claim, Existing, claim_folder
+from sparse_detr.storage.output import Existing, claim_folder
+from sparse_detr.storage.retry import patiently
 
 RUN_FILE = "_run.json"
+MANIFEST_FILE = "_manifest.parquet"
 SUCCESS_FILE = "_SUCCESS.json"
+ERRORS_FILE = "errors.parquet"
 COCO_RESULTS_FILE = "coco_results.json"
+CSV_FILE = "detections.csv"
 DETECTIONS_FOLDER = "detections"
-RESULTS = (SUCCESS_FILE, RUN_FILE, COCO_RESULTS_FILE, DETECTIONS_FOLDER)
+PARTS_FOLDER = "_parts"
+RESULTS = (
+    SUCCESS_FILE, RUN_FILE, COCO_RESULTS_FILE, CSV_FILE, ERRORS_FILE, DETECTIONS_FOLDER, PARTS_FOLDER, MANIFEST_FILE,
+)  # fmt: skip
 """Everything that a prediction leaves, in the order in which `overwrite` deletes it."""
 
+SCHEMA_VERSION = 2
+"""Of the detections' columns and the files beside them; 1 had no manifest, journal and table of errors."""
 
-def claim_output(output: Location, fingerprint: Fingerprint, existing: Existing) -> Claim:
-    """Look whether this run may write to the folder; changes nothing.
-
-    A run that was cut short cannot be continued yet: it is refused like any other, whatever its fingerprint.
-
-    Raises:
-        OutputExistsError: the folder holds results and `existing` is `refuse`; names both fingerprints.
-    """
-
-    def holds() -> str:
-        state = "finished" if output.child(SUCCESS_FILE).exists() else "unfinished"
-        recorded = _recorded(output.child(RUN_FILE))
-        return f"the {state} results of a run with fingerprint {recorded}, this run's is {fingerprint.digest}"
-
-    return claim_folder(output, existing, RESULTS, holds=holds)
+Record = Mapping[str, Any]
+"""Content of `_run.json`."""
 
 
-def begin(claim: Claim, fingerprint: Fingerprint, facts: Mapping[str, Any]) -> None:
-    """Delete what is to be overwritten, and make the folder this run's own by writing `_run.json`.
+def claim_output(output: Location, fingerprint: Fingerprint, collection: Record, existing: Existing) -> Record | None:
+    """Look whether this run may write to the folder, and delete what it replaces; the record of the run to go on with.
 
     Args:
-        claim: of the folder.
+        output: the folder, which this job holds.
         fingerprint: of this run.
-        facts: what else `_run.json` shall say, such as the model's and the images' URIs.
+        collection: which images it looks at; see `begin`.
+        existing: what to do where results are there.
+
+    Raises:
+        OutputExistsError: results are there and `existing` is `refuse`, or those of a run that differs; says in what.
+        CheckpointError: the folder does not say which run it belongs to.
     """
-    claim.clear()
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    content = {"fingerprint": fingerprint.digest, "settings": asdict(fingerprint), "started": started, **facts}
-    write_json(claim.output.child(RUN_FILE), content)
+    claim = claim_folder(output, existing, RESULTS, holds=lambda: _described(output), resumable=True)
+    if not claim.resumes:
+        claim.clear()
+        return None
+    # Without its record, which is written before the first row, what is there is of no use: the listing was cut short.
+    if not output.child(RUN_FILE).exists() and not output.child(DETECTIONS_FOLDER).exists():
+        return None
+    record = read_record(output)
+    ours = {**asdict(fingerprint), **collection}
+    theirs = {**record["settings"], **record["collection"]}
+    changes = [
+        f"{name}: {theirs.get(name)!r}, now {value!r}" for name, value in ours.items() if theirs.get(name) != value
+    ]
+    if changes:
+        raise OutputExistsError(
+            f"output: {output.uri} holds the {_state(output)} results of another run, with {'; '.join(changes)}; "
+            "choose another output, run with the values it had, or set existing to overwrite"
+        )
+    return record
 
 
-def write_json(location: Location, content: Mapping[str, Any]) -> None:
-    """Write a small JSON file that people read too."""
-    location.write_bytes(json.dumps(content, indent=2).encode() + b"\n")
+def begin(output: Location, fingerprint: Fingerprint, collection: Record, facts: Record) -> Record:
+    """Make the folder this run's own by writing `_run.json`.
+
+    Args:
+        output: the folder.
+        fingerprint: of this run.
+        collection: which images it looks at: a run that goes on must have the same.
+        facts: what else `_run.json` shall say, such as the number of images.
+    """
+    record = {
+        "schema": SCHEMA_VERSION,
+        "fingerprint": fingerprint.digest,
+        "settings": asdict(fingerprint),
+        "collection": dict(collection),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **facts,
+    }
+    write_json(output.child(RUN_FILE), record)
+    return record
 
 
-def _recorded(run: Location) -> str:
+def read_record(output: Location) -> Record:
+    """Content of `_run.json`.
+
+    Raises:
+        CheckpointError: it is absent, or not what a run of this version writes.
+    """
+    file = output.child(RUN_FILE)
+    if not file.exists():
+        raise CheckpointError(
+            f"{output.uri}: {RUN_FILE} is lacking, so this run cannot go on; set existing to overwrite"
+        )
     try:
-        return str(json.loads(run.read_bytes())["fingerprint"])
-    except (SparseDetrError, ValueError, KeyError, TypeError):
-        return "unknown"
+        record = json.loads(patiently(file.read_bytes))
+        for name, kind in (("settings", dict), ("collection", dict), ("fingerprint", str), ("manifest", str)):
+            if not isinstance(record[name], kind):
+                raise TypeError(f"{name} is {record[name]!r}")
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file.uri}: not what a run of this version writes ({type(error).__name__}: {error}), so it cannot go on; "
+            "choose another output, or set existing to overwrite"
+        ) from None
+    return dict(record)
+
+
+def write_json(location: Location, content: Record) -> None:
+    """Write a small JSON file that people read too."""
+    patiently(location.write_bytes, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _described(output: Location) -> str:
+    try:
+        found = read_record(output)["fingerprint"]
+    except CheckpointError:
+        found = "unknown"
+    return f"the {_state(output)} results of a run with fingerprint {found}"
+
+
+def _state(output: Location) -> str:
+    return "finished" if output.child(SUCCESS_FILE).exists() else "unfinished"

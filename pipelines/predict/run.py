@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import time
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-import pyarrow as pa
+import numpy as np
 
 from pipelines.cluster.session import Connect, ray_session
-from pipelines.detect.load import load_checked
+from pipelines.detect.load import describe_checked
 from pipelines.detect.manifest import Manifest, build_manifest
 from pipelines.detect.predictor import PredictorFactory
-from pipelines.detect.workers import Progress, Rows, Work, plan_pool, stream
+from pipelines.detect.workers import Pool, Progress, Work, plan_pool, stream
+from pipelines.predict import finish
+from pipelines.predict.budget import ErrorBudget
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.fingerprint import Fingerprint, model_sha256
-from pipelines.predict.output import SUCCESS_FILE, begin, claim_output, write_json
-from pipelines.predict.parquet import SHOWN_ERRORS, ParquetSink, write_coco_results
+from pipelines.predict.output import SUCCESS_FILE, Record, begin, claim_output, write_json
+from pipelines.predict.parts import SHOWN_ERRORS, ParquetSink, Part, Stamp, summary
+from pipelines.predict.resume import Journal, done_parts, gaps, plan_tasks
+from pipelines.predict.stored_manifest import StoredBlocks, write_manifest
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import ErrorBudgetError
+from sparse_detr.errors import ErrorBudgetError, IncompleteError, StorageError
+from sparse_detr.storage.lease import Lease, held
 from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.retry import patiently
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,77 +52,76 @@ class PredictResult:
     errors: int
     """Images with an error row."""
     seconds: float
-    """From the first look at the arguments to the last file, start of the workers included."""
+    """From the first look at the arguments to the last file, start of the workers included; of the last session alone,
+    where a run was cut short."""
     images_per_second: float
+    """Images of that session over its seconds."""
     output: str
-    """URI of the folder with `detections/*.parquet`, `_run.json` and `_SUCCESS.json`."""
+    """URI of the folder with `detections/*.parquet`, `errors.parquet`, `_run.json` and `_SUCCESS.json`."""
     fingerprint: str
     error_rows: tuple[ErrorRow, ...]
-    """The first of the broken images; the Parquet files have them all."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Tally:
-    """Counts of what the workers have written so far."""
-
-    images: int = 0
-    detections: int = 0
-    errors: int = 0
-    sample: list[ErrorRow] = field(default_factory=list)
-
-    def add(self, summary: pa.Table) -> None:
-        for row in summary.to_pylist():
-            self.images += row["images"]
-            self.detections += row["detections"]
-            self.errors += row["errors"]
-            self.sample += [ErrorRow(**error) for error in row["sample"][: SHOWN_ERRORS - len(self.sample)]]
+    """The first of the broken images; `errors.parquet` has them all."""
+    done_before: int = 0
+    """Images that an earlier session of the run had done."""
 
 
 def predict(
-    config: PredictConfig, *, on_progress: Progress | None = None, connect: Connect = ray_session
+    config: PredictConfig,
+    *,
+    on_progress: Progress | None = None,
+    on_resume: Callable[[int, int], None] | None = None,
+    connect: Connect = ray_session,
 ) -> PredictResult:
     """Detect objects in a collection of images and write one row an image.
 
-    A broken image gets a row that says why, and disturbs no other. The run stops early when the model, the images
-    or the output cannot be used, before any worker starts.
+    A broken image gets a row that says why, and disturbs no other. The run stops early when the model, the images or
+    the output cannot be used, before any worker starts. What was done by a run that was cut short is not done again.
+
+    Args:
+        on_progress: called with (images done, images in all).
+        on_resume: called with the same before the workers start, where some were done before.
+        connect: opens the Ray to work on.
 
     Returns:
-        Counts, time and the folder of the rows.
+        Counts, time and the folder of the rows; at once where the run had finished before.
 
     Raises:
         CheckpointError: the model folder is not one.
         ConfigError: settings that this model or this cluster cannot serve.
         StorageError: images or output out of reach, or no images there.
-        OutputExistsError: the output holds another run's results and `existing` is `refuse`.
+        OutputExistsError: the output holds another run's results, or another job is at work there.
         ErrorBudgetError: more images failed than allowed; the rows written until then remain.
+        IncompleteError: some images were not done, because the store was away; the same call goes on.
     """
     started = time.monotonic()
     output = locate(config.output)
+    for uri in (config.images, config.model):
+        check_access(locate(uri))
     check_access(output, writable=True)
-    fingerprint = _fingerprint(config, load_checked(config, [config.keep_ratio]))
-    claim = claim_output(output, fingerprint, config.existing)
-    manifest = build_manifest(config.images, config.annotations)
-    tally = _Tally()
-    with connect() as session:
-        blocks = manifest.blocks(config.images_per_block)
-        pool = plan_pool(config, session, len(blocks))
-        begin(claim, fingerprint, _facts(config, manifest))
-        work = Work(
-            config=config,
-            predictor=PredictorFactory(
-                config=config, keep_ratio=config.keep_ratio, score_threshold=config.score_threshold
-            ),
-            root=manifest.root,
-            fingerprint=fingerprint.digest,
-            sink=ParquetSink(output=output.uri),
-        )
-        _follow(stream(blocks, work, pool), config, manifest, tally, on_progress)
-    if config.coco_results:
-        write_coco_results(output)
-    return _finish(output, fingerprint, tally, time.monotonic() - started)
+    fingerprint = fingerprint_of(config, describe_checked(config, [config.keep_ratio]))
+    with held(output) as lease:
+        record = claim_output(output, fingerprint, _collection(config), config.existing)
+        if record is not None and not config.retry_errors and output.child(SUCCESS_FILE).exists():
+            return _finished(output)
+        record = record or _begin(output, config, fingerprint)
+        stamp = Stamp(fingerprint=fingerprint.digest, manifest=record["manifest"])
+        tally = _Tally(total=record["total"], parts={part.first: part for part in done_parts(output, stamp)})
+        before = tally.images
+        tasks = plan_tasks(tally.sorted(), tally.total, config.images_per_block, retry_errors=config.retry_errors)
+        # What is about to change is not whole until it is finished again.
+        patiently(output.child(SUCCESS_FILE).delete_file)
+        if before and on_resume is not None:
+            on_resume(before, tally.total)
+        if tasks:
+            with connect() as session:
+                pool = plan_pool(config, session, sum(task.num_rows for task in tasks))
+                _follow(tasks, _work(config, record, stamp), pool, _Run(config, output, lease, tally, on_progress))
+        _require_whole(tally)
+        return _finish(config, output, fingerprint, tally, before, time.monotonic() - started)
 
 
-def _fingerprint(config: PredictConfig, model: SparseDetr) -> Fingerprint:
+def fingerprint_of(config: PredictConfig, model: SparseDetr) -> Fingerprint:
+    """Everything that decides the detections of a run with this model, whose numbers are not looked at."""
     size = config.image_size(model.image_size)
     return Fingerprint(
         model_sha256=model_sha256(locate(config.model)),
@@ -122,62 +130,187 @@ def _fingerprint(config: PredictConfig, model: SparseDetr) -> Fingerprint:
         max_side=size.max_side,
         score_threshold=config.score_threshold,
         max_detections=config.max_detections,
+        tile=config.tile,
+        overlap=None if config.tile is None else config.overlap,
     )
 
 
-def _facts(config: PredictConfig, manifest: Manifest) -> dict[str, object]:
+def chosen_images(config: PredictConfig) -> Manifest:
+    """The images that the config names, listed now."""
+    manifest = build_manifest(config.images, config.annotations, uri_column=config.uri_column)
+    if config.limit is not None:
+        return manifest.only(np.arange(min(config.limit, len(manifest))))
+    if config.sample is not None and config.sample < len(manifest):
+        return manifest.only(np.random.default_rng(0).choice(len(manifest), config.sample, replace=False))
+    return manifest
+
+
+@dataclass(slots=True, kw_only=True)
+class _Tally:
+    """Parts that are written so far, by their first row, and what was left undone."""
+
+    total: int
+    parts: dict[int, Part]
+    undone: list[str] = field(default_factory=list)
+    """Why blocks were left undone since the last one that was written."""
+    reason: str = ""
+    """Of the first block that was left undone."""
+    sample: list[str] = field(default_factory=list)
+
+    images: int = field(default=0, init=False)
+    errors: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        # Counted once, and then as parts come: a run has up to 156 000 of them.
+        self.images = sum(part.rows for part in self.parts.values())
+        self.errors = sum(part.errors for part in self.parts.values())
+
+    def add(self, part: Part) -> None:
+        before = self.parts.get(part.first)
+        self.images += part.rows - (before.rows if before else 0)
+        self.errors += part.errors - (before.errors if before else 0)
+        self.parts[part.first] = part
+
+    def sorted(self) -> list[Part]:
+        return [self.parts[first] for first in sorted(self.parts)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    config: PredictConfig
+    output: Location
+    lease: Lease
+    tally: _Tally
+    on_progress: Progress | None
+
+
+def _collection(config: PredictConfig) -> Record:
+    """Which images: a run that goes on must look at the same."""
+    annotations = None if config.annotations is None else locate(config.annotations).uri
     return {
-        "model": locate(config.model).uri,
-        "images": manifest.root,
-        "annotations": config.annotations,
-        "total": len(manifest),
-        "images_per_block": config.images_per_block,
+        "images": locate(config.images).uri,
+        "annotations": annotations,
+        "uri_column": config.uri_column,
+        "limit": config.limit,
+        "sample": config.sample,
     }
 
 
-def _follow(
-    summaries: Rows,
-    config: PredictConfig,
-    manifest: Manifest,
-    tally: _Tally,
-    on_progress: Progress | None,
-) -> None:
-    """Count the blocks as they are written, and stop the workers when too many images have failed."""
-    total = len(manifest)
-    with closing(summaries):
-        for summary in summaries:
-            tally.add(summary)
-            if on_progress is not None:
-                on_progress(tally.images, total)
-            _keep_budget(config, tally, total)
-    assert tally.images == total, f"{tally.images} rows for {total} images"
+def _begin(output: Location, config: PredictConfig, fingerprint: Fingerprint) -> Record:
+    manifest = chosen_images(config)
+    facts = {
+        "model": locate(config.model).uri,
+        "root": manifest.root,
+        "total": len(manifest),
+        "manifest": write_manifest(output, manifest),
+    }
+    return begin(output, fingerprint, _collection(config), facts)
 
 
-def _keep_budget(config: PredictConfig, tally: _Tally, total: int) -> None:
-    if tally.errors > config.max_error_share * total:
-        limit = f"max_error_share: {config.max_error_share:g}"
-    elif config.max_errors is not None and tally.errors > config.max_errors:
-        limit = f"max_errors: {config.max_errors}"
-    else:
-        return
-    first = "; ".join(f"{row.uri}: {row.message}" for row in tally.sample[:3])
-    raise ErrorBudgetError(
-        f"{limit} is exceeded: {tally.errors} of the first {tally.images} images failed ({total} in all); first: "
-        f"{first}; the rows so far are in {config.output}; fix the images, or raise the limit, "
-        "and set existing to overwrite"
+def _work(config: PredictConfig, record: Record, stamp: Stamp) -> Work:
+    output = locate(config.output).uri
+    return Work(
+        config=config,
+        predictor=PredictorFactory(
+            config=config, keep_ratio=config.keep_ratio, score_threshold=config.score_threshold, tiles=config.tiles()
+        ),
+        root=record["root"],
+        fingerprint=stamp.fingerprint,
+        sink=ParquetSink(output=output, stamp=stamp),
+        source=StoredBlocks(output=output, stamp=stamp),
     )
 
 
-def _finish(output: Location, fingerprint: Fingerprint, tally: _Tally, seconds: float) -> PredictResult:
+def _follow(tasks: list[Any], work: Work, pool: Pool, run: _Run) -> None:
+    """Note the parts as they are written; stop the workers when too many images fail, or the store stays away."""
+    journal, tally = Journal(run.output, work.sink.stamp), run.tally  # type: ignore[attr-defined]
+    try:
+        with closing(stream(tasks, work, pool)) as summaries:
+            for table in summaries:
+                for row in table.to_pylist():
+                    _note(row, tally, journal)
+                run.lease.check()
+                if run.on_progress is not None:
+                    run.on_progress(tally.images, tally.total)
+                _keep_budget(run.config, tally)
+                # All workers in turn found the store away, and each has waited for it.
+                if len(tally.undone) > 2 * pool.size:
+                    break
+    finally:
+        with suppress(StorageError):
+            journal.flush(seconds=0.0)
+
+
+def _note(row: Mapping[str, Any], tally: _Tally, journal: Journal) -> None:
+    if row["undone"] is not None:
+        tally.undone.append(row["undone"])
+        tally.reason = tally.reason or row["undone"]
+        return
+    part = Part(**{name: row[name] for name in summary_fields()})
+    tally.add(part)
+    tally.undone.clear()
+    shown = [f"{error['uri']}: {error['message']}" for error in row["sample"]]
+    tally.sample += shown[: SHOWN_ERRORS - len(tally.sample)]
+    journal.add(part)
+
+
+def summary_fields() -> tuple[str, ...]:
+    """Names of a part's fields in a summary."""
+    return tuple(summary(Part(first=0, last=0, size=0, sha256="", detections=0, errors=0)))
+
+
+def _keep_budget(config: PredictConfig, tally: _Tally) -> None:
+    budget = ErrorBudget.parse(config.error_budget)
+    errors, images = tally.errors, tally.images
+    if not budget.exceeded(errors, images, tally.total):
+        return
+    raise ErrorBudgetError(
+        f"error_budget: {budget.text} is exceeded, or will be: {errors} of the first {images} images failed "
+        f"({tally.total} in all); first: {'; '.join(tally.sample[:3])}; the rows so far are in {config.output}; "
+        "fix the images and add --retry-errors, or raise error_budget: the same command goes on"
+    )
+
+
+def _require_whole(tally: _Tally) -> None:
+    missing = sum(last - first + 1 for first, last in gaps(tally.sorted(), tally.total))
+    if missing:
+        raise IncompleteError(
+            f"{missing} of {tally.total} images are not done: {tally.reason or 'their workers gave no answer'}; "
+            "nothing that was done is lost, and the same command goes on"
+        )
+
+
+def _finish(
+    config: PredictConfig, output: Location, fingerprint: Fingerprint, tally: _Tally, before: int, seconds: float
+) -> PredictResult:
+    parts = tally.sorted()
+    failed = finish.write_errors(output, parts, SHOWN_ERRORS)
+    if config.coco_results:
+        finish.write_coco_results(output, parts)
+    if config.csv:
+        finish.write_csv(output, parts)
     result = PredictResult(
         images=tally.images,
-        detections=tally.detections,
+        detections=sum(part.detections for part in parts),
         errors=tally.errors,
         seconds=seconds,
-        images_per_second=tally.images / seconds,
+        images_per_second=(tally.images - before) / seconds,
         output=output.uri,
         fingerprint=fingerprint.digest,
-        error_rows=tuple(sorted(tally.sample, key=lambda row: row.uri)),
+        error_rows=tuple(ErrorRow(**{name: row[name] for name in _ERROR_FIELDS}) for row in failed),
+        done_before=before,
     )
-    write_json(output.child(SUCCESS_FILE), asdict(result))
+    listed = [{"name": part.name, "rows": part.rows, "size": part.size, "sha256": part.sha256} for part in parts]
+    write_json(output.child(SUCCESS_FILE), asdict(result) | {"parts": listed})
     return result
+
+
+_ERROR_FIELDS = ("uri", "stage", "type", "message")
+
+
+def _finished(output: Location) -> PredictResult:
+    """The result of a run that had finished before."""
+    content = json.loads(patiently(output.child(SUCCESS_FILE).read_bytes))
+    del content["parts"]
+    errors = tuple(ErrorRow(**row) for row in content.pop("error_rows"))
+    return PredictResult(**{**content, "done_before": content["images"], "error_rows": errors})

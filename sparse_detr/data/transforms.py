@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparse_detr.boxes import xyxy_to_cxcywh
-from sparse_detr.errors import require
+from sparse_detr.errors import ImageError, require
 from sparse_detr.records import COCO_IMAGE_SIZE, ImageSize, Targets
 
 MEAN = (0.485, 0.456, 0.406)
@@ -66,6 +66,11 @@ class AugmentConfig:
         require(0 <= self.brightness < 1, _wrong("brightness", self.brightness, "at least 0 and below 1"))
 
 
+_LONGEST = 1.5
+"""Longer side after resizing, over `max_side`: the authors' rule rounds the short side, by as much as a half where it
+is one pixel, and knows no limit below that. An image of 1 x 20000 pixels would stay as long as it is."""
+
+
 @runtime_checkable
 class Transform(Protocol):
     """A function from a decoded image to a normalised tensor with its targets."""
@@ -92,10 +97,20 @@ class EvalTransform:
         boxes: Float64[np.ndarray, "N 4"],
         labels: Int64[np.ndarray, " N"],
     ) -> tuple[Float[Tensor, "3 h w"], Targets]:
-        """Boxes are xyxy pixels of the image."""
+        """Boxes are xyxy pixels of the image.
+
+        Raises:
+            ImageError: the image is so long and thin that it would not fit into the size.
+        """
         height, width = image.shape[:2]
         region = (0.0, 0.0, float(width), float(height))
-        pixels = _resized(image, region, resized_size(height, width, self.size.short_side, self.size.max_side))
+        resized = resized_size(height, width, self.size.short_side, self.size.max_side)
+        if max(resized) > _LONGEST * self.size.max_side:
+            raise ImageError(
+                f"{height} x {width} pixels (height x width) would be resized to {resized[0]} x {resized[1]}, and "
+                f"max_side is {self.size.max_side}; cut the image, or take it out"
+            )
+        pixels = _resized(image, region, resized)
         return normalise(pixels), _targets(boxes, labels, region)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +23,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sparse_detr.errors import StorageError
-from sparse_detr.storage.s3 import answered, at_endpoint, create_object, explained, s3_filesystem
+from sparse_detr.storage.s3 import answered, at_endpoint, create_object, explained, s3_filesystem, upload_file
 
 ACCESS_DEADLINE = 12.0
 """Seconds after which `check_access` gives up on a store that says nothing. Commands promise an error within 15; 3 are
@@ -122,6 +123,16 @@ class Location:
             with ThreadPoolExecutor(1) as pool:
                 return pool.submit(self._put, data).result()
 
+    def write_file(self, source: Path) -> None:
+        """Write the content of a local file, of any length, whole or not at all."""
+        with explained(self.uri):
+            if self.is_local:
+                with source.open("rb") as stream:
+                    _replace_file(Path(self.path), lambda sink: shutil.copyfileobj(stream, sink, _CHUNK))
+                return
+        bucket, _, key = self.path.partition("/")
+        upload_file(source, bucket, key, self.uri)
+
     def create(self, data: bytes) -> bool:
         """Write the file whole, only if there is none; of several that try at once, one gets True.
 
@@ -211,8 +222,12 @@ def file_etag(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def locate(path_or_uri: str | Path) -> Location:
+def locate(path_or_uri: str | Path, *, s3: fs.S3FileSystem | None = None) -> Location:
     """The location that a plain path, a `file:` URI or an `s3://bucket/key` URI names. Touches no network.
+
+    Args:
+        path_or_uri: names the location.
+        s3: a client to use for the store, where many locations are made; by default each gets its own.
 
     Raises:
         StorageError: an empty or unknown form, no bucket, or credentials or options inside the URI.
@@ -220,7 +235,7 @@ def locate(path_or_uri: str | Path) -> Location:
     text = str(path_or_uri)
     if isinstance(path_or_uri, str):
         if text.startswith("s3://"):
-            return _locate_s3(text.removeprefix("s3://"))
+            return _locate_s3(text.removeprefix("s3://"), s3)
         if text.startswith("file:"):
             text = unquote(urlsplit(text).path)
         elif "://" in text:
@@ -259,7 +274,7 @@ def _probe(location: Location, writable: bool) -> None:
         trial.delete_file()
 
 
-def _locate_s3(rest: str) -> Location:
+def _locate_s3(rest: str, s3: fs.S3FileSystem | None) -> Location:
     bucket, _, key = rest.partition("/")
     if not bucket:
         raise StorageError("path: s3:// names no bucket; give s3://bucket/key")
@@ -270,7 +285,7 @@ def _locate_s3(rest: str) -> Location:
     if options:
         raise StorageError(f"path: the S3 URI has the options {sorted(options)}; set AWS_* variables instead")
     path = "/".join([bucket, *(part for part in key.split("/") if part)])
-    return Location(filesystem=s3_filesystem(), path=path, uri=f"s3://{path}")
+    return Location(filesystem=s3 or s3_filesystem(), path=path, uri=f"s3://{path}")
 
 
 def _path(info: fs.FileInfo) -> str:

@@ -28,7 +28,8 @@ def require_known(existing: str, *, resumable: bool = False) -> None:
     """
     if not resumable:
         require(
-            existing != "resume", "existing: 'resume' continues a training alone so far; choose refuse or overwrite"
+            existing != "resume",
+            "existing: 'resume' continues a training or a prediction alone so far; choose refuse or overwrite",
         )
     known = ("refuse", "overwrite", "resume") if resumable else ("refuse", "overwrite")
     words = "refuse, overwrite or resume" if resumable else "refuse or overwrite"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -100,6 +101,21 @@ def create_object(bucket: str, key: str, data: bytes, uri: str) -> bool:
     except BotoCoreError as error:
         raise _explained_boto(error, uri) from None
     return True
+
+
+def upload_file(source: Path, bucket: str, key: str, uri: str) -> None:
+    """Upload a file in parts, which become an object at the end or not at all.
+
+    Raises:
+        StorageError: the store refuses; StoreUnavailableError where that passes by itself.
+    """
+    from boto3.exceptions import S3UploadFailedError
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        s3_client().upload_file(str(source), bucket, key)
+    except (BotoCoreError, ClientError, S3UploadFailedError) as error:
+        raise _explained_boto(error, uri) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,8 +57,10 @@ def test_every_command_knows_the_word(command: str) -> None:
         assert "overwrite" not in {field.name for field in fields(make(word))}  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="existing: 'append' is not known"):
         make("append")
-    if command == "train":
+    if command in ("train", "predict"):
         make("resume")
         return
-    with pytest.raises(ConfigError, match=r"existing: 'resume' continues a training.*choose refuse or overwrite"):
+    with pytest.raises(
+        ConfigError, match=r"existing: 'resume' continues a training or a prediction.*choose refuse or overwrite"
+    ):
         make("resume")

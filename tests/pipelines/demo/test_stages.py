@@ -35,7 +35,7 @@ def test_a_small_collection_may_be_mostly_broken(tmp_path: Path) -> None:
     )
     trained = SimpleNamespace(checkpoint="model")
     settings = inference_config(DemoConfig(collection=1), place, data, trained)  # type: ignore[arg-type]
-    assert settings.max_error_share == 1.0
+    assert settings.error_budget == "100%"
     assert (settings.short_side, settings.max_side) == (None, None)
 
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from pipelines.detect.config import DetectionConfig
-from pipelines.detect.predictor import ImageResult, Predictor
+from pipelines.detect.images import ImageRef, ImageResult
+from pipelines.detect.predictor import Predictor
+from pipelines.detect.prefetch import Block
 from pipelines.predict.config import PredictConfig
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError, ImageError
 from sparse_detr.records import ImageBatch, ImageSize, Output
-from sparse_detr.storage.location import locate
+from sparse_detr.storage.location import Location, locate
 
 FAILURES = {
     "empty.jpg": ("decode", "ImageError"),
@@ -117,17 +119,17 @@ def test_waiting_images_are_bounded(
         keys.append(f"{i:02d}.jpg")
     spy = Spy(model)
     predictor = Predictor(spy, _config(batch_size=2))  # type: ignore[arg-type]
-    first_seen: list[int] = []
-    original = predictor._fetched
+    ahead: list[int] = []
 
-    def counted(*args: object) -> object:
-        for number, item in enumerate(original(*args)):  # type: ignore[arg-type]
-            first_seen.append(number - len(spy.batches))
-            yield item
+    def place(key: str) -> Location:
+        ahead.append(int(key[:2]) - len(spy.batches))
+        return locate(tmp_path).child(key)
 
-    predictor._fetched = counted  # type: ignore[method-assign, assignment]
-    assert len(predictor.detect(locate(tmp_path), range(12), keys)) == 12
-    assert max(first_seen) <= 8
+    images = [ImageRef(index=i, key=key) for i, key in enumerate(keys)]
+    (results,) = predictor.detect_blocks(place, [Block(images=images)])
+    assert len(results) == 12
+    # Four open batches of two, and as many images as are loaded ahead of them: four threads and a batch.
+    assert max(ahead) <= 8 + 6
 
 
 def test_an_image_that_the_model_cannot_take_fails_alone(

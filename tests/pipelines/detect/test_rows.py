@@ -1,20 +1,13 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines.detect.predictor import ImageFailure, ImageResult
+from pipelines.detect.images import ImageFailure, ImageResult
 from pipelines.detect.rows import SCHEMA, coco_entries, results_table
-from pipelines.predict.parquet import read_detections, write_block, write_coco_results
-from sparse_detr.errors import StorageError
 from sparse_detr.evaluation import coco_ap
 from sparse_detr.records import Classes, Detections
-from sparse_detr.storage.location import locate
 
 CLASSES = Classes(names=("disc", "square", "star"), category_ids=(2, 5, 9))
 FOUND = Detections(
@@ -59,33 +52,5 @@ def test_block_without_any_detection() -> None:
     assert table.to_pylist()[0]["detections"] == []
 
 
-def test_files_keep_schema_and_order_and_are_replaced_not_doubled(tmp_path: Path) -> None:
-    output = locate(tmp_path)
-    write_block(output, 3, _table())
-    write_block(output, 0, _table())
-    write_block(output, 0, _table())
-    assert [t.num_rows for t in read_detections(output)] == [3, 3]
-    assert sorted(p.name for p in (tmp_path / "detections").iterdir()) == [
-        "part-0000000000-0000000002.parquet",
-        "part-0000000003-0000000005.parquet",
-    ]
-    together = pq.read_table(tmp_path / "detections")
-    assert together.schema.equals(SCHEMA)
-    assert together.to_pylist() == _table().to_pylist() * 2
-
-
-def test_reading_names_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no such folder"):
-        list(read_detections(locate(tmp_path)))
-    (tmp_path / "detections").mkdir()
-    (tmp_path / "detections" / "part-0.parquet").write_bytes(b"not Parquet")
-    with pytest.raises(StorageError, match=r"part-0\.parquet"):
-        list(read_detections(locate(tmp_path)))
-
-
-def test_coco_form_equals_that_of_the_evaluation(tmp_path: Path) -> None:
-    expected = coco_ap.coco_results(11, FOUND, CLASSES)
-    assert coco_entries(_table()) == expected
-    write_block(locate(tmp_path), 0, _table())
-    target = write_coco_results(locate(tmp_path))
-    assert json.loads(target.read_bytes()) == expected
+def test_coco_form_equals_that_of_the_evaluation() -> None:
+    assert coco_entries(_table()) == coco_ap.coco_results(11, FOUND, CLASSES)

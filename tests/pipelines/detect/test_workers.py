@@ -9,7 +9,8 @@ from pipelines.cluster.session import RaySession
 from pipelines.detect.config import DetectionConfig
 from pipelines.detect.predictor import PredictorFactory
 from pipelines.detect.workers import Work, plan_pool
-from pipelines.predict.parquet import ParquetSink
+from pipelines.predict.parts import ParquetSink, Stamp
+from pipelines.predict.stored_manifest import StoredBlocks
 from sparse_detr.errors import ConfigError
 
 
@@ -60,7 +61,9 @@ def test_more_gpu_workers_than_gpus_is_refused(workers: int | None, gpus: int) -
 def test_work_travels_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
     factory = PredictorFactory(config=_config(), score_threshold=0.1)
-    work = Work(config=_config(), predictor=factory, root="/r", fingerprint="f", sink=ParquetSink(output="/o"))
+    stamp = Stamp(fingerprint="f", manifest="m")
+    sink, source = ParquetSink(output="/o", stamp=stamp), StoredBlocks(output="/o", stamp=stamp)
+    work = Work(config=_config(), predictor=factory, root="/r", fingerprint="f", sink=sink, source=source)
     sent = pickle.dumps(work)
     assert b"hidden-secret" not in sent
     assert pickle.loads(sent) == work

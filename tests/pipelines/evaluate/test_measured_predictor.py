@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from pipelines.detect.predictor import ImageResult, Predictor
+from pipelines.detect.images import ImageResult
+from pipelines.detect.predictor import Predictor
 from pipelines.detect.rows import SCHEMA
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.measured_predictor import MeasuredPredictor, MeasuredPredictorFactory

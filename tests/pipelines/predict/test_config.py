@@ -31,8 +31,15 @@ BASE: dict[str, Any] = {"model": "m", "images": "i", "output": "o"}
         ("keep_ratio", 0.0),
         ("keep_ratio", 1.5),
         ("score_threshold", 1.1),
-        ("max_error_share", -0.1),
-        ("max_errors", -1),
+        ("error_budget", "101%"),
+        ("error_budget", "-1"),
+        ("error_budget", "few"),
+        ("limit", 0),
+        ("sample", 0),
+        ("tile", 16),
+        ("store_patience", -1.0),
+        ("image_seconds", 0.0),
+        ("existing", "append"),
     ],
 )
 def test_field_out_of_range_is_refused_by_name(field: str, value: object) -> None:
@@ -44,6 +51,15 @@ def test_coco_results_need_annotations() -> None:
     with pytest.raises(ConfigError, match="annotations"):
         PredictConfig(**BASE, coco_results=True)
     assert PredictConfig(**BASE, coco_results=True, annotations="a.json").coco_results
+
+
+def test_what_excludes_each_other_is_refused() -> None:
+    with pytest.raises(ConfigError, match="limit: 5 beside sample: 6"):
+        PredictConfig(**BASE, limit=5, sample=6)
+    with pytest.raises(ConfigError, match="retry_errors: True with existing: 'overwrite'"):
+        PredictConfig(**BASE, retry_errors=True, existing="overwrite")
+    with pytest.raises(ConfigError, match="overlap: 1"):
+        PredictConfig(**BASE, tile=64, overlap=1.0)
 
 
 def test_config_travels_to_workers() -> None:

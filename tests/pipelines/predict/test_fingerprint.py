@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +8,8 @@ import pytest
 import torch
 
 from pipelines.predict.fingerprint import Fingerprint, model_sha256
-from pipelines.predict.output import begin, claim_output, write_json
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import CheckpointError, OutputExistsError
+from sparse_detr.errors import CheckpointError
 from sparse_detr.storage.location import locate
 from sparse_detr.weights.model_folder import save_model
 
@@ -29,7 +27,11 @@ BASE = Fingerprint(
         {"max_side": 1334},
         {"score_threshold": 0.31},
         {"max_detections": 99},
-        {"version": 2},
+        {"tile": 1024},
+        {"overlap": 0.1},
+        {"precision": "bfloat16"},
+        {"engine": "compiled"},
+        {"version": 99},
     ],
 )
 def test_every_field_changes_the_digest(change: dict[str, object]) -> None:
@@ -60,45 +62,3 @@ def test_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(CheckpointError, match="manifest"):
         model_sha256(locate(tmp_path))
-
-
-def test_claim_writes_the_settings(tmp_path: Path) -> None:
-    begin(claim_output(locate(tmp_path / "out"), BASE, "refuse"), BASE, {"images": "s3://b/i"})
-    content = json.loads((tmp_path / "out" / "_run.json").read_text())
-    assert content["fingerprint"] == BASE.digest
-    assert content["settings"]["keep_ratio"] == 0.1
-    assert content["images"] == "s3://b/i"
-
-
-@pytest.mark.parametrize("finished", [True, False])
-@pytest.mark.parametrize("other", [BASE, replace(BASE, keep_ratio=0.5)])
-def test_claimed_folder_is_refused_and_names_both(tmp_path: Path, other: Fingerprint, finished: bool) -> None:
-    output = locate(tmp_path)
-    begin(claim_output(output, BASE, "refuse"), BASE, {})
-    if finished:
-        write_json(output.child("_SUCCESS.json"), {})
-    with pytest.raises(OutputExistsError, match=BASE.digest) as caught:
-        claim_output(output, other, "refuse")
-    assert other.digest in str(caught.value)
-    assert ("unfinished" in str(caught.value)) is not finished
-
-
-def test_detections_without_a_record_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "detections").mkdir()
-    (tmp_path / "detections" / "part-0.parquet").write_bytes(b"x")
-    with pytest.raises(OutputExistsError, match="unknown"):
-        claim_output(locate(tmp_path), BASE, "refuse")
-
-
-def test_overwrite_deletes_our_files_and_no_others(tmp_path: Path) -> None:
-    output = locate(tmp_path)
-    begin(claim_output(output, BASE, "refuse"), BASE, {})
-    for name in ("_SUCCESS.json", "coco_results.json", "thesis.tex", "detections/part-0.parquet"):
-        output.child(name).write_bytes(b"x")
-    newer = replace(BASE, keep_ratio=0.5)
-    before = output.list(recursive=True)
-    claim = claim_output(output, newer, "overwrite")
-    assert output.list(recursive=True) == before, "the claim alone deletes nothing"
-    begin(claim, newer, {})
-    assert output.list(recursive=True) == ["_run.json", "thesis.tex"]
-    assert json.loads((tmp_path / "_run.json").read_text())["fingerprint"] == newer.digest

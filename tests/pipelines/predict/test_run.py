@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,10 @@ from pipelines.detect.predictor import PredictorFactory
 from pipelines.detect.rows import SCHEMA
 from pipelines.detect.workers import Work, plan_pool, stream
 from pipelines.predict.config import PredictConfig
-from pipelines.predict.parquet import ParquetSink, read_detections
+from pipelines.predict.parts import ParquetSink, Stamp, read_detections
+from pipelines.predict.resume import plan_tasks
 from pipelines.predict.run import predict
+from pipelines.predict.stored_manifest import StoredBlocks, write_manifest
 from pipelines.services.s3_server import LocalS3
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import CheckpointError, ConfigError, ErrorBudgetError, OutputExistsError, StorageError
@@ -42,6 +46,7 @@ def config(model_folder: str, collection: Path, tmp_path_factory: pytest.TempPat
         max_detections=10,
         workers=2,
         images_per_block=5,
+        error_budget="100%",
     )
 
 
@@ -127,21 +132,26 @@ def test_same_detections_however_the_work_is_cut(finished: PredictConfig, tmp_pa
     assert set(here) == set(there)
     for key, (height, width, boxes) in here.items():
         other = there[key]
-        assert (height, width, len(boxes)) == (other[0], other[1], len(other[2]))
-        for one, two in zip(boxes, other[2], strict=True):
-            assert one["label"] == two["label"]
-            assert one["score"] == pytest.approx(two["score"], abs=1e-5)
-            np.testing.assert_allclose(one["box"], two["box"], atol=1e-2)
+        assert (height, width) == (other[0], other[1])
+        _assert_same_boxes(boxes, other[2])
+
+
+def _assert_same_boxes(boxes: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """The same but for rounding, as in batches of other sizes."""
+    for one, two in zip(boxes, others, strict=True):
+        assert one["label"] == two["label"]
+        assert one["score"] == pytest.approx(two["score"], abs=1e-5)
+        np.testing.assert_allclose(one["box"], two["box"], atol=1e-2)
 
 
 def test_output_of_another_run_is_refused_unless_told(
     finished: PredictConfig, tmp_path: Path, collection: Path
 ) -> None:
     with pytest.raises(OutputExistsError, match="finished results"):
-        predict(finished)
+        predict(replace(finished, existing="refuse"))
     first = json.loads((Path(finished.output) / "_run.json").read_text())["fingerprint"]
     other = replace(finished, keep_ratio=0.9)
-    with pytest.raises(OutputExistsError, match=first):
+    with pytest.raises(OutputExistsError, match=r"keep_ratio: 0\.3, now 0\.9"):
         predict(other)
     before = _rows(finished.output)
 
@@ -156,19 +166,145 @@ def test_output_of_another_run_is_refused_unless_told(
     assert _found(rows) != _found(before)
 
 
-@pytest.mark.parametrize("limit", [{"max_errors": 2}, {"max_error_share": 0.15}])
-def test_too_many_errors_stop_the_run(finished: PredictConfig, tmp_path: Path, limit: dict[str, Any]) -> None:
-    config = replace(finished, output=str(tmp_path / "out"), images_per_block=2, workers=1, **limit)
-    field, value = next(iter(limit.items()))
-    expected = rf"{field}: {value} is exceeded: [345] of the first \d+ images failed \(16 in all\)"
+@pytest.mark.parametrize("budget", ["2", "15%"])
+def test_too_many_errors_stop_the_run_and_a_larger_budget_goes_on(
+    finished: PredictConfig, tmp_path: Path, budget: str
+) -> None:
+    config = replace(finished, output=str(tmp_path / "out"), images_per_block=2, workers=1, error_budget=budget)
+    expected = rf"error_budget: {budget} is exceeded, .*: [345] of the first \d+ images failed \(16 in all\)"
     with pytest.raises(ErrorBudgetError, match=expected) as caught:
         predict(config)
     assert ".jpg: " in str(caught.value)
-    rows = _rows(config.output)
-    assert sum(row["error"] is not None for row in rows.values()) >= 3
+    before = _rows(config.output)
+    assert sum(row["error"] is not None for row in before.values()) >= 3
     assert not (tmp_path / "out" / "_SUCCESS.json").exists()
-    with pytest.raises(OutputExistsError, match="unfinished"):
-        predict(config)
+    result = predict(replace(config, error_budget="100%"))
+    assert result.done_before == len(before)
+    assert result.images == 16
+    after = _rows(config.output)
+    assert {key: after[key] for key in before} == before
+    assert _found(after).keys() == _found(_rows(finished.output)).keys()
+
+
+def test_the_same_command_again_says_that_all_is_done(finished: PredictConfig) -> None:
+    files = sorted(Path(finished.output).rglob("*.parquet"))
+    times = [file.stat().st_mtime_ns for file in files]
+
+    def no_ray() -> Any:
+        raise AssertionError("nothing is left to do")
+
+    result = predict(finished, connect=no_ray)
+    assert (result.images, result.done_before, result.errors) == (16, 16, 4)
+    assert [file.stat().st_mtime_ns for file in files] == times
+
+
+def test_every_part_is_named_with_rows_size_and_hash(finished: PredictConfig) -> None:
+    folder = Path(finished.output)
+    success = json.loads((folder / "_SUCCESS.json").read_text())
+    assert [part["name"] for part in success["parts"]] == sorted(
+        file.name for file in (folder / "detections").iterdir()
+    )
+    for part in success["parts"]:
+        data = (folder / "detections" / part["name"]).read_bytes()
+        assert (part["size"], part["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        assert part["rows"] == pq.read_metadata(pa.BufferReader(data)).num_rows
+    errors = pq.read_table(folder / "errors.parquet").to_pylist()
+    assert {row["key"] for row in errors} == {row["key"] for row in _rows(finished.output).values() if row["error"]}
+    manifest = pq.read_table(folder / "_manifest.parquet").to_pylist()
+    assert [row["key"] for row in manifest] == sorted(_rows(finished.output))
+    assert all(row["size"] == (Path(finished.images) / row["key"]).stat().st_size for row in manifest)
+
+
+def test_errors_are_done_again_when_asked_and_only_they(
+    finished: PredictConfig, collection: Path, sound: dict[str, bytes], tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(collection, images)
+    config = replace(finished, images=str(images), output=str(tmp_path / "out"))
+    assert predict(config).errors == 4
+    before = _rows(config.output)
+    (images / "text.jpg").write_bytes(sound["00.jpg"])
+    assert predict(config).errors == 4, "a finished run is finished"
+    result = predict(replace(config, retry_errors=True))
+    after = _rows(config.output)
+    assert (result.errors, result.images) == (3, 16)
+    assert after["text.jpg"]["error"] is None
+    _assert_same_boxes(after["text.jpg"]["detections"], after["00.jpg"]["detections"])
+    assert {k: v for k, v in after.items() if k != "text.jpg"} == {k: v for k, v in before.items() if k != "text.jpg"}
+    assert pq.read_table(tmp_path / "out" / "errors.parquet").num_rows == 3
+
+
+def test_what_changed_or_went_after_the_listing_is_an_error_row(
+    finished: PredictConfig, collection: Path, sound: dict[str, bytes], tmp_path: Path, store: Location
+) -> None:
+    for name, data in sound.items():
+        store.child("images", name).write_bytes(data)
+    config = replace(finished, images=store.child("images").uri, output=store.child("out").uri, error_budget="100%")
+
+    class Changes:
+        """A Ray that comes up while somebody else works on the images."""
+
+        def __enter__(self) -> Any:
+            store.child("images", "00.jpg").write_bytes(sound["01.jpg"])
+            store.child("images", "02.jpg").delete_file()
+            self.session = ray_session()
+            return self.session.__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            self.session.__exit__(*error)
+
+    predict(config, connect=Changes)
+    rows = _rows(config.output)
+    failed = {key: row["error"] for key, row in rows.items() if row["error"]}
+    assert failed.keys() == {"00.jpg", "02.jpg"}
+    assert all(error["stage"] == "fetch" for error in failed.values())
+    assert "changed after it was listed" in failed["00.jpg"]["message"]
+
+
+def test_a_list_of_the_user_s_own_keeps_order_and_columns(
+    finished: PredictConfig, collection: Path, tmp_path: Path
+) -> None:
+    names = ["03.jpg", "00.jpg", "missing.jpg", "03.jpg"]
+    table = pa.table({"where": [str(collection / name) for name in names], "camera": [4, 3, 2, 1]})
+    pq.write_table(table, tmp_path / "list.parquet")
+    config = replace(finished, images=str(tmp_path / "list.parquet"), uri_column="where", output=str(tmp_path / "out"))
+    assert predict(replace(config, error_budget="100%")).images == 4
+    rows = pa.concat_tables(read_detections(locate(config.output))).to_pylist()
+    assert [row["uri"] for row in rows] == table.column("where").to_pylist()
+    assert [row["camera"] for row in rows] == [4, 3, 2, 1]
+    assert rows[2]["error"]["stage"] == "fetch"
+    for place, name in ((0, "03.jpg"), (1, "00.jpg"), (3, "03.jpg")):
+        expected = _rows(finished.output)[name]["detections"]
+        assert [found["label"] for found in rows[place]["detections"]] == [found["label"] for found in expected]
+    with pytest.raises(ConfigError, match=r"uri_column: .* has no column 'uri', but where, camera"):
+        predict(replace(config, uri_column="uri", output=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(("choice", "count"), [({"limit": 3}, 3), ({"sample": 5}, 5), ({"sample": 99}, 16)])
+def test_a_part_of_the_collection(finished: PredictConfig, tmp_path: Path, choice: dict[str, int], count: int) -> None:
+    config = replace(finished, output=str(tmp_path / "out"), error_budget="100%", **choice)
+    assert predict(config).images == count
+    rows, all_rows = _rows(config.output), _rows(finished.output)
+    assert len(rows) == count
+    assert rows.keys() <= all_rows.keys()
+    if "limit" in choice:
+        assert sorted(rows) == sorted(all_rows)[:3]
+
+
+def _work(config: PredictConfig, keys: list[str], output: str, folder: Path) -> tuple[Work, list[pa.Table]]:
+    """The work on these images, whose manifest is in a folder; the tasks are in order."""
+    manifest = write_manifest(locate(folder), Manifest.of(config.images, keys))
+    stamp = Stamp(fingerprint="f", manifest=manifest)
+    work = Work(
+        config=config,
+        predictor=PredictorFactory(config=config),
+        root=config.images,
+        fingerprint="f",
+        sink=ParquetSink(output=output, stamp=stamp),
+        source=StoredBlocks(output=str(folder), stamp=stamp),
+    )
+    tasks = plan_tasks([], len(keys), config.images_per_block)
+    return work, sorted(tasks, key=lambda task: task.column("first")[0].as_py())
 
 
 @pytest.mark.parametrize(
@@ -176,20 +312,13 @@ def test_too_many_errors_stop_the_run(finished: PredictConfig, tmp_path: Path, l
     [("s3://no-such-place/out", None, StorageError), ("/tmp", "/no-such-place/model", CheckpointError)],
 )
 def test_what_a_worker_finds_wrong_reaches_the_user_in_its_own_words(
-    finished: PredictConfig, s3: LocalS3, sink: str, other_model: str | None, kind: type[Exception]
+    finished: PredictConfig, s3: LocalS3, sink: str, other_model: str | None, kind: type[Exception], tmp_path: Path
 ) -> None:
     """An output that it cannot write, and a model that is on another machine's disk alone."""
     config = replace(finished, model=other_model or finished.model)
-    work = Work(
-        config=config,
-        predictor=PredictorFactory(config=config),
-        root=config.images,
-        fingerprint="f",
-        sink=ParquetSink(output=sink),
-    )
-    blocks = Manifest.of(config.images, ["00.jpg"]).blocks(1)
+    work, tasks = _work(config, ["00.jpg"], sink, tmp_path)
     with ray_session() as session, pytest.raises(kind, match="no-such-place") as caught:
-        list(stream(blocks, work, plan_pool(config, session, len(blocks))))
+        list(stream(tasks, work, plan_pool(config, session, len(tasks))))
     assert type(caught.value) is kind
     assert "Traceback" not in str(caught.value)
 
@@ -198,13 +327,9 @@ def test_a_block_that_cannot_be_written_stops_the_run(finished: PredictConfig, t
     """The others are written; a folder stands where this one's file would go."""
     (tmp_path / "detections" / "part-0000000002-0000000003.parquet" / "full").mkdir(parents=True)
     config = replace(finished, images_per_block=2, workers=1)
-    sink = ParquetSink(output=str(tmp_path))
-    work = Work(
-        config=config, predictor=PredictorFactory(config=config), root=config.images, fingerprint="f", sink=sink
-    )
-    blocks = Manifest.of(config.images, ["00.jpg", "01.jpg", "02.jpg", "03.jpg"]).blocks(2)
+    work, tasks = _work(config, ["00.jpg", "01.jpg", "02.jpg", "03.jpg"], str(tmp_path), tmp_path)
     with ray_session() as session, pytest.raises(StorageError, match="part-0000000002"):
-        list(stream(blocks, work, plan_pool(config, session, len(blocks))))
+        list(stream(tasks, work, plan_pool(config, session, len(tasks))))
     assert (tmp_path / "detections" / "part-0000000000-0000000001.parquet").is_file()
 
 
@@ -240,7 +365,7 @@ def test_user_errors_are_found_before_any_work(config: PredictConfig, model: Spa
         predict(replace(config, images=str(tmp_path / "empty")))
     with pytest.raises(ConfigError, match="GPU"):
         predict(replace(config, device="gpu"))
-    assert not (tmp_path / "out" / "_run.json").exists()
+    assert not (tmp_path / "out" / "detections").exists()
 
 
 def test_the_models_own_image_size_decides(
