@@ -252,7 +252,8 @@ def check_access(location: Location, *, writable: bool = False) -> None:
 
     Args:
         location: a file or folder.
-        writable: also write a small object below it and delete it again.
+        writable: also write a small object and delete it again: below it, or where it is a local folder that is absent,
+            in the nearest one above. No folder is left that was not there.
 
     Raises:
         StorageError: no such bucket, credentials refused, nothing answers; never with a secret in it.
@@ -269,9 +270,34 @@ def _probe(location: Location, writable: bool) -> None:
                 f"{location.uri}: bucket {bucket!r} does not exist{at_endpoint()}; create it or correct the name"
             )
     if writable:
-        trial = location.child(f".access-{secrets.token_hex(8)}")
-        trial.write_bytes(b"sparse-detr")
-        trial.delete_file()
+        absent = _absent_folders(location)
+        place = absent[-1].parent() if absent and location.is_local else location
+        trial = place.child(f".access-{secrets.token_hex(8)}")
+        try:
+            trial.write_bytes(b"sparse-detr")
+            trial.delete_file()
+        except StorageError as error:
+            raise StorageError(f"{location.uri}: cannot be written to; {error}") from None
+        if not location.is_local:
+            _remove_empty(absent)
+
+
+def _absent_folders(location: Location) -> list[Location]:
+    """The location and the folders above it that are not there, the deepest first."""
+    absent = []
+    with suppress(StorageError):  # The store may show this prefix alone.
+        while not location.exists():
+            absent.append(location)
+            location = location.parent()
+    return absent
+
+
+def _remove_empty(folders: list[Location]) -> None:
+    """Delete what pyarrow leaves in a store of a deleted object: its prefix as an empty folder, then the one above."""
+    with suppress(StorageError):
+        for folder in folders:
+            if folder.exists() and not folder.list():
+                folder.delete_dir()
 
 
 def _locate_s3(rest: str, s3: fs.S3FileSystem | None) -> Location:

@@ -279,8 +279,12 @@ def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch, address
 
 def test_access_is_given(root: Location) -> None:
     check_access(root)
+    check_access(root.child("deep/er"), writable=True)
+    assert not root.exists(), "what was not there is not there afterwards"
+    root.child("a").write_bytes(b"")
+    check_access(root.child("deep/er"), writable=True)
     check_access(root, writable=True)
-    assert root.list(recursive=True) == []
+    assert root.list(recursive=True) == root.list() == ["a"]
 
 
 def test_a_folder_that_may_not_be_written() -> None:
