@@ -81,7 +81,7 @@ class Preflight:
     config: RunConfig
     """With absolute paths, and the number of classes of its data."""
     output: Location
-    """Its folder, which can be reached."""
+    """Its folder, which can be written to."""
     start: RunStart
     """For the terminal and MLflow."""
 
@@ -96,7 +96,7 @@ def preflight(config: RunConfig) -> Preflight:
     require_locations(config.data)
     config = absolute(config)
     output = locate(config.output)
-    check_access(output)
+    check_access(output, writable=True)
     data = check_data(config)
     config = with_classes(config, data.classes)
     resumed = config.existing == "resume" and output.child(CHECKPOINTS).exists()
@@ -120,6 +120,7 @@ def check_data(config: RunConfig) -> CheckedData:
     if training.init_backbone is not None:
         check_address(training.init_backbone)
     train, val = read_annotations(data)
+    require(len(val.images) > 0, f"data.val_annotations: {val.source} has no images; give at least one")
     verify_images(train, data.train_images)
     verify_images(val, data.val_images)
     require(
