@@ -16,12 +16,14 @@ import ray.tune.search.optuna
 from pipelines.cluster.access import DriverAccess
 from pipelines.cluster.resources import fitting_trials, trial_resources
 from pipelines.cluster.session import Connect, ray_session
+from pipelines.recipes.config import RunConfig
+from pipelines.recipes.paths import inputs
 from pipelines.tracking.training_run import address, open_tracker
 from pipelines.train.preflight import OnStart, preflight
 from sparse_detr.config_dict import to_dict
 from sparse_detr.errors import SparseDetrError
 from sparse_detr.storage.location import Location
-from sparse_detr.storage.output import claim_folder
+from sparse_detr.storage.output import Claim, claim_folder, require_apart
 from tune.config import SweepConfig
 from tune.progress import OnSweepProgress, SweepCallback
 from tune.report import SweepResult, collect, write_report
@@ -31,7 +33,8 @@ from tune.trial import TrialTask, run_trial
 METRIC = "ap"
 RESULTS = ("sweep.json", "trials", "tune")
 """Everything that a sweep leaves; `sweep.json` says that it is complete."""
-
+MARKS = ("sweep.json", "tune/tuner.pkl")
+"""Files of a complete sweep, and of Tune before its first trial: other programs have folders of these names too."""
 
 LaunchTrials = Callable[[SweepConfig, TrialTask, Location, int, OnSweepProgress | None], SweepResult]
 """Runs all trials, at most so many at once, as `fit_trials` does with Ray Tune."""
@@ -73,7 +76,7 @@ def sweep(
     # Every trial starts in its own way, so the sweep records none.
     run, output, start = checked.config, checked.output, replace(checked.start, weights=None)
     # Refused before Ray starts; deleted once the cluster has room.
-    claim = claim_folder(output, run.existing, RESULTS, field="run.output", holds=lambda: "another sweep")
+    claim = _claim(output, run)
     with ExitStack() as stack:
         room = fitting_trials(run, stack.enter_context(connect()).resources)
         claim.clear()
@@ -100,6 +103,14 @@ def _keep_secrets_out_of_ray() -> None:
     """
     copied = ray.tune.execution.class_cache.ENV_VARS_TO_PROPAGATE
     copied.difference_update({name for name in copied if name.startswith("AWS_")})
+
+
+def _claim(output: Location, run: RunConfig) -> Claim:
+    claim = claim_folder(output, run.existing, RESULTS, marks=MARKS, field="run.output", holds=lambda: "another sweep")
+    if run.existing == "overwrite":
+        read = {f"run.{name}": uri for name, uri in inputs(run).items()}
+        require_apart(output, claim.found, read, field="run.output")
+    return claim
 
 
 def _tuner(

@@ -11,9 +11,9 @@ from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import StorageError, require
 from sparse_detr.storage.download import parse_address
 from sparse_detr.storage.location import locate
-from sparse_detr.storage.output import checked_file, checked_folder
+from sparse_detr.storage.output import checked_file, checked_folder, require_apart
 from sparse_detr.weights.authors.convert import ConversionReport, convert_original, original_file, original_report
-from sparse_detr.weights.model_folder import save_model
+from sparse_detr.weights.model_folder import CONFIG, MANIFEST, WEIGHTS, save_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
     """
     if _is_ours(config.source):
         _refuse_options_of_theirs(config)
-        output = checked_file(config.output, config.existing)
+        output = checked_file(config.output, config.existing, inputs={"source": config.source})
         model = SparseDetr.from_pretrained(config.source)
         report = original_report(model)
         output.write_bytes(original_file(model, ignore_scoring_mean=config.ignore_scoring_mean))
@@ -62,7 +62,8 @@ def convert(config: ConvertConfig) -> ConvertResult:
         f"ignore_scoring_mean: True; it tells about models of ours, but {parse_address(config.source)} is a checkpoint "
         "of the authors, leave it out",
     )
-    output = checked_folder(config.output, config.existing)
+    output = checked_folder(config.output, config.existing, MANIFEST)
+    require_apart(output, (WEIGHTS, CONFIG, MANIFEST), {"source": config.source})
     model, report = convert_original(SparseDetr, config.source, config.keep_ratio, config.hints)
     save_model(output.uri, model)
     return ConvertResult(direction="to ours", output=output.uri, report=report, parts=_parts(model, report))

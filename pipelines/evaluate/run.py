@@ -23,10 +23,10 @@ from pipelines.evaluate.measured_predictor import MeasuredPredictorFactory
 from pipelines.evaluate.measures import measured_table
 from sparse_detr.data.coco import read_coco
 from sparse_detr.data.coco_index import CocoIndex, DroppedBox, verify_images
-from sparse_detr.errors import ImageError
+from sparse_detr.errors import ImageError, require
 from sparse_detr.evaluation.coco_ap import CocoMetrics
 from sparse_detr.storage.location import Location, check_access, locate
-from sparse_detr.storage.output import checked_file
+from sparse_detr.storage.output import checked_file, require_file_apart
 
 _SHOWN = 5
 """Broken images that a message names: more would not fit a screen."""
@@ -82,6 +82,7 @@ def evaluate(
     for location in (annotations, root):
         check_access(location)
     index = read_coco(annotations.uri)
+    require(len(index) > 0, f"annotations: {index.source} has no images; give at least one")
     verify_images(index, root.uri)
     model = load_checked(config, config.keep_ratio or (None,))
     category_of = match_categories(model.classes, model.config.num_classes, index.classes)
@@ -121,17 +122,22 @@ def _checked_files(config: EvaluateConfig) -> _Files:
     """The files to write, found to be free before any work."""
     ratios = config.keep_ratio or ()
     several = len(ratios) > 1
-    names: list[str] = []
+    names: dict[str, str] = {}
     if config.output is not None:
         stem, dot, ending = config.output.rpartition(".")
         if not dot or "/" in ending:
             stem, ending = config.output, "json"
-        names = [f"{stem}-{ratio:g}.{ending}" for ratio in ratios] if several else [config.output]
+        names = {"output": config.output}
+        if several:
+            names = {f"output at keep_ratio {ratio:g}": f"{stem}-{ratio:g}.{ending}" for ratio in ratios}
     plot = config.plot or (f"{stem}.png" if config.output is not None else "keep_ratios.png")
-    return _Files(
-        detections=tuple(checked_file(name, config.existing) for name in names),
-        plot=checked_file(plot, config.existing, field="plot") if several else None,
-    )
+    # Not the images: results may be beside them.
+    inputs = {"annotations": config.annotations, "model": config.model}
+    detections = tuple(checked_file(name, config.existing, inputs=inputs) for name in names.values())
+    if not several:
+        return _Files(detections=detections, plot=None)
+    require_file_apart(locate(plot), names, field="plot")
+    return _Files(detections=detections, plot=checked_file(plot, config.existing, inputs=inputs, field="plot"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ def explain(config: ExplainConfig) -> Explanation:
         OutputExistsError: there is a file at `output` already and `existing` is `refuse`, or a folder.
         CheckpointError, ConfigError, StorageError: model, keep ratio, image or output cannot be used.
     """
-    output = checked_file(config.output, config.existing)
+    output = checked_file(config.output, config.existing, inputs={"image": config.image, "model": config.model})
     source, folder = locate(config.image), locate(config.model)
     for location in (source, folder):
         check_access(location)

@@ -1,4 +1,4 @@
-"""Absolute paths in a run's config, so that they mean the same in every process."""
+"""Paths and URIs in a run's config: made absolute, and those that the run reads."""
 
 from __future__ import annotations
 
@@ -36,3 +36,16 @@ def absolute(config: RunConfig) -> RunConfig:
             init_model=full(training.init_model) if training.init_model else None,
         ),
     )
+
+
+def inputs(config: RunConfig) -> dict[str, str | None]:
+    """Everything that the run reads, by the name of its field; None where it is not set."""
+    data, training = config.data, config.training
+    return {
+        "data.train_annotations": data.train_annotations,
+        "data.train_images": data.train_images,
+        "data.val_annotations": data.val_annotations,
+        "data.val_images": data.val_images,
+        "training.init_backbone": training.init_backbone,
+        "training.init_model": training.init_model,
+    }

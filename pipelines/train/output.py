@@ -9,6 +9,7 @@ result.json     history and timing, written last
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import field_values
-from pipelines.train.engine.checkpoint import MODEL_FOLDER
+from pipelines.recipes.paths import inputs
+from pipelines.train.engine.checkpoint import MODEL_FOLDER, SEAL
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.errors import CheckpointError, require
 from sparse_detr.redaction import values_without_secrets
 from sparse_detr.storage.location import Location
-from sparse_detr.storage.output import claim_folder
+from sparse_detr.storage.output import Claim, claim_folder, require_apart
 
 RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
@@ -30,7 +32,7 @@ MODEL = "model"
 
 
 RESULTS = (RESULT_FILE, RUN_FILE, CHECKPOINTS, MODEL)
-"""Everything that a training leaves; deleted in this order, so that half a deletion can be neither used nor resumed."""
+"""Everything that a training leaves, in the order in which it is deleted: first what says that it is complete."""
 
 MAY_CHANGE = frozenset(
     {
@@ -54,29 +56,33 @@ MAY_CHANGE = frozenset(
 field, one that is added later too, must be as it was: it decides what is learned, or which epoch counts as the best."""
 
 
-def claim_output(output: Location, config: RunConfig) -> str | None:
-    """Make sure that this run may write to `output`; return the MLflow run that it continues, if any.
+def claim_output(output: Location, config: RunConfig) -> Claim:
+    """Look whether this run may write to `output`; changes nothing.
 
-    With `existing: overwrite` what a run left there is deleted, and nothing else; with `resume` the run that is there
-    goes on (nothing there is fine too).
+    With `existing: overwrite` the claim deletes what a run left there, and nothing else; with `resume` the run that is
+    there goes on (nothing there is fine too).
 
     Raises:
-        OutputExistsError: results are there and the config says `refuse`.
-        CheckpointError: the folder does not say which run it belongs to.
-        ConfigError: the run to resume differs in a field that may not change; names all of them.
+        OutputExistsError: results are there and the config says `refuse`, or they are no training's, or `overwrite`
+            would delete what this run reads.
     """
-    claim = claim_folder(output, config.existing, RESULTS, resumable=True)
-    if claim.resumes:
-        return _continued(output, config)
-    claim.clear()
-    return None
+    claim = claim_folder(output, config.existing, RESULTS, marks=(RUN_FILE,), resumable=True)
+    if config.existing == "overwrite":
+        require_apart(output, claim.found, inputs(config))
+    return claim
 
 
-def _continued(output: Location, config: RunConfig) -> str | None:
-    if not output.child(RUN_FILE).exists():
-        raise CheckpointError(
-            f"{output.uri}: {RUN_FILE} is lacking, so this run cannot be resumed; set existing to overwrite"
-        )
+def continued_run(claim: Claim, config: RunConfig) -> str | None:
+    """Make sure that this run may go on with what is there; return its MLflow run, if any.
+
+    Raises:
+        CheckpointError: the folder does not say which run it belongs to.
+        ConfigError: the run to resume differs in a field that may not change (names all of them), or has done more
+            epochs than are asked for.
+    """
+    if not claim.resumes:
+        return None
+    output = claim.output
     before, run_id = _read_run(output.child(RUN_FILE))
     changes = differences(to_dict(before), to_dict(config))
     require(
@@ -84,7 +90,25 @@ def _continued(output: Location, config: RunConfig) -> str | None:
         f"existing: 'resume', but the run in {output.uri} differs in {'; '.join(changes)}; resume with the values it "
         "had, or choose another output",
     )
+    done = _done_epochs(output)
+    require(
+        config.training.epochs >= done,
+        f"training.epochs: {config.training.epochs}, but the run in {output.uri} has done {done}; give at least {done}",
+    )
     return run_id
+
+
+def checkpoint_name(epoch: int) -> str:
+    """Folder of the checkpoint after `epoch` epochs."""
+    return f"epoch_{epoch:04d}"
+
+
+def _done_epochs(output: Location) -> int:
+    """Epochs of the last whole checkpoint; 0 without any."""
+    folder = output.child(CHECKPOINTS)
+    names = folder.list() if folder.is_dir() else []
+    epochs = sorted((int(name[6:]) for name in names if re.fullmatch(r"epoch_\d+", name)), reverse=True)
+    return next((epoch for epoch in epochs if folder.child(checkpoint_name(epoch), SEAL).exists()), 0)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -111,8 +135,12 @@ def _read_run(file: Location) -> tuple[RunConfig, str | None]:
         ) from error
 
 
-def write_run(output: Location, config: RunConfig, run_id: str | None) -> None:
-    """Say which run the folder belongs to. Passwords, as in a tracking URI, are left out."""
+def begin_run(output: Location, config: RunConfig, run_id: str | None) -> None:
+    """Say which run the folder belongs to, and no longer that it is complete.
+
+    Passwords, as in a tracking URI, are left out.
+    """
+    output.child(RESULT_FILE).delete_file()
     record = {"config": values_without_secrets(to_dict(config)), "run_id": run_id}
     output.child(RUN_FILE).write_bytes(json.dumps(record, indent=1).encode())
 

@@ -16,7 +16,7 @@ from pipelines.recipes.config import RunConfig
 from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.training_run import open_tracker
 from pipelines.train.engine.progress import OnProgress
-from pipelines.train.output import claim_output, publish_model, write_result, write_run
+from pipelines.train.output import begin_run, claim_output, continued_run, publish_model, write_result
 from pipelines.train.preflight import OnStart, RunStart, preflight
 from sparse_detr.storage.location import Location
 
@@ -79,18 +79,18 @@ def train(
     started = time.perf_counter()
     checked = preflight(config)
     config, output, start = checked.config, checked.output, checked.start
-    # To refuse or to resume is only to read; to overwrite deletes, and so waits until the cluster has room.
-    continued = None if config.existing == "overwrite" else claim_output(output, config)
+    # Refused before Ray starts; deleted once the cluster has room.
+    claim = claim_output(output, config)
+    continued = continued_run(claim, config)
     with ExitStack() as stack:
         session = stack.enter_context(connect())
         training = config.training
         require_cluster(training.workers, training.cpus_per_worker, training.use_gpu, session.resources)
-        if config.existing == "overwrite":
-            claim_output(output, config)
+        claim.clear()
         if on_start is not None:
             on_start(start)
         tracker = stack.enter_context(open_tracker(config, parent_run_id=parent_run_id, run_id=continued, tags=tags))
-        write_run(output, config, tracker.run_id)
+        begin_run(output, config, tracker.run_id)
         start.record(tracker)
         history, best = (launch or _fit)(config, output, tracker, on_progress)
         model = publish_model(output, best)

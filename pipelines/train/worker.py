@@ -23,6 +23,7 @@ from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.train.engine.build import build_loop
 from pipelines.train.engine.loop import Metrics, TrainLoop
 from pipelines.train.engine.progress import StepProgress
+from pipelines.train.output import checkpoint_name
 from pipelines.train.pictures import TrainingPictures
 from sparse_detr.config_dict import from_dict
 from sparse_detr.errors import SparseDetrError
@@ -51,11 +52,6 @@ class WorkerTask:
     """Tracking URI and id of the MLflow run that rank 0 writes to; None writes to none."""
     access: DriverAccess
     """Works by arriving: see there."""
-
-
-def checkpoint_name(epoch: int) -> str:
-    """Folder of the checkpoint after `epoch` epochs."""
-    return f"epoch_{epoch:04d}"
 
 
 class RayHooks:

@@ -6,11 +6,14 @@ refuse, `Claim.clear` deletes what `existing: overwrite` replaces.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sparse_detr.errors import OutputExistsError, require
+from sparse_detr.storage.download import parse_address
 from sparse_detr.storage.location import Location, check_access, locate
 
 Existing = Literal["refuse", "overwrite", "resume"]
@@ -18,6 +21,9 @@ Existing = Literal["refuse", "overwrite", "resume"]
 
 Replace = Literal["refuse", "overwrite"]
 """The same for a command that cannot continue what is there."""
+
+CLEARING = ".overwriting"
+"""File that is there while `overwrite` deletes. What a deletion cut short leaves may be overwritten, never resumed."""
 
 
 def require_known(existing: str, *, resumable: bool = False) -> None:
@@ -52,9 +58,10 @@ class Claim:
 
     def clear(self) -> None:
         """Delete what `overwrite` replaces: the results that were found, never the folder or anything else in it."""
-        if self.existing != "overwrite":
+        if self.existing != "overwrite" or not self.found:
             return
-        for name in self.found:
+        self.output.child(CLEARING).write_bytes(b"Results of an earlier run are being deleted.\n")
+        for name in (*self.found, CLEARING):
             location = self.output.child(name)
             if location.is_dir():
                 location.delete_dir()
@@ -67,6 +74,7 @@ def claim_folder(
     existing: Existing,
     results: tuple[str, ...],
     *,
+    marks: tuple[str, ...] = (),
     field: str = "output",
     holds: Callable[[], str] = lambda: "the results of another run",
     resumable: bool = False,
@@ -78,16 +86,27 @@ def claim_folder(
         existing: what to do where results are there.
         results: names of what a run leaves there. They are deleted in this order, so the file that says that the run
             is complete comes first: what a deletion cut short leaves behind is then not taken for a result.
+        marks: names that a run alone leaves. Without any of them, files of these names are somebody else's, and are
+            left alone whatever `existing` says.
         field: names the setting in messages.
         holds: says whose results they are; asked only when they are refused.
         resumable: the message offers `resume` too.
 
     Raises:
-        OutputExistsError: results are there and `existing` is `refuse`, or `output` is a file.
+        OutputExistsError: results are there and `existing` is `refuse`, nobody knows whose they are, there is too
+            little left of them to resume, or `output` is a file.
     """
     if output.exists() and not output.is_dir():
         raise OutputExistsError(f"{field}: {output.uri} is a file; name a folder")
-    found = tuple(name for name in results if output.child(name).exists())
+    found = tuple(name for name in (*results, CLEARING) if output.child(name).exists())
+    if found and marks and not any(output.child(mark).exists() for mark in (*marks, CLEARING)):
+        raise OutputExistsError(
+            f"{field}: {output.uri} holds {', '.join(found)} that no run of ours wrote; choose another {field}"
+        )
+    if CLEARING in found and existing == "resume":
+        raise OutputExistsError(
+            f"{field}: {output.uri} holds the rest of a run that was being deleted; set existing to overwrite"
+        )
     if found and existing == "refuse":
         remedy = "overwrite or resume" if resumable else "overwrite"
         setting = f"{field.removesuffix('output')}existing"
@@ -108,21 +127,71 @@ def require_marked(folder: Location, mark: str, *, field: str, writer: str) -> N
         raise OutputExistsError(f"{field}: {folder.uri} holds something that no {writer} wrote; choose another {field}")
 
 
-def checked_file(uri: str, existing: Existing, *, field: str = "output") -> Location:
+def require_apart(
+    output: Location, results: tuple[str, ...], inputs: Mapping[str, str | None], *, field: str = "output"
+) -> None:
+    """Refuse to replace results of an earlier run that this run reads.
+
+    Args:
+        output: the folder of the results.
+        results: names of what would be replaced.
+        inputs: a path, URI or address by the name of its field; None is passed over.
+        field: names the setting of `output` in messages.
+
+    Raises:
+        OutputExistsError: an input is one of the results, is in one, or holds one.
+    """
+    for name in results:
+        require_file_apart(output.child(name), inputs, field=field)
+
+
+def require_file_apart(file: Location, inputs: Mapping[str, str | None], *, field: str = "output") -> None:
+    """The same for one file."""
+    mine = _parts(file)
+    for name, address in inputs.items():
+        parsed = parse_address(address) if address else None
+        if parsed is None or parsed.on_web:
+            continue
+        source = locate(parsed.uri)
+        theirs = _parts(source)
+        if theirs == mine:
+            relation = "is what"
+        elif theirs[: len(mine)] == mine:
+            relation = f"is in {file.uri}, which"
+        elif mine[: len(theirs)] == theirs:
+            relation = f"holds {file.uri}, which"
+        else:
+            continue
+        raise OutputExistsError(f"{name}: {source.uri} {relation} {field} would replace; choose another {field}")
+
+
+def _parts(location: Location) -> tuple[str, ...]:
+    """Names on the way to a location, links followed, after one for its store."""
+    if location.is_local:
+        return Path(os.path.realpath(location.path)).parts
+    return ("s3:", *location.path.strip("/").split("/"))
+
+
+def checked_file(
+    uri: str, existing: Existing, *, inputs: Mapping[str, str | None] | None = None, field: str = "output"
+) -> Location:
     """The one file that a command writes where its user says.
 
     Args:
         uri: a path, `file:` or `s3://` URI.
         existing: `overwrite` lets a file that is there be replaced.
+        inputs: what the command reads, by the name of its field: a file there is not replaced.
         field: names the setting in messages.
 
     Raises:
-        OutputExistsError: there is a folder, or a file and `existing` is not `overwrite`.
+        OutputExistsError: there is a folder, or a file and `existing` is not `overwrite`, or one of the inputs.
         StorageError: the folder cannot be written to.
     """
     output = _writable(uri)
     if output.is_dir():
         raise OutputExistsError(f"{field}: {output.uri} is a folder; name a file in it")
+    if output.exists():
+        require_file_apart(output, inputs or {}, field=field)
     if output.exists() and existing != "overwrite":
         raise OutputExistsError(
             f"{field}: {output.uri} exists; choose another file, or set existing to overwrite to replace it"
@@ -130,16 +199,22 @@ def checked_file(uri: str, existing: Existing, *, field: str = "output") -> Loca
     return output
 
 
-def checked_folder(uri: str, existing: Existing) -> Location:
+def checked_folder(uri: str, existing: Existing, mark: str) -> Location:
     """The model folder that a command writes.
 
+    Args:
+        uri: a path, `file:` or `s3://` URI.
+        existing: `overwrite` lets a model that is there be replaced.
+        mark: name of a file that every whole model has.
+
     Raises:
-        OutputExistsError: there is a file, or a folder that is not empty and `existing` is not `overwrite`.
+        OutputExistsError: there is a file, a folder of something else, or a model and `existing` is not `overwrite`.
         StorageError: the folder cannot be written to.
     """
     output = _writable(uri)
     if output.exists() and not output.is_dir():
         raise OutputExistsError(f"output: {output.uri} is a file; name a folder for the model")
+    require_marked(output, mark, field="output", writer="finished conversion")
     if output.exists() and output.list() and existing != "overwrite":
         raise OutputExistsError(
             f"output: {output.uri} exists and is not empty; choose another folder, or set existing to overwrite to "

@@ -31,7 +31,7 @@ from pipelines.train.engine.progress import StepProgress
 from pipelines.train.engine.schedule import learning_rate_factor, set_learning_rates
 from pipelines.train.engine.validation import detect, flat_metrics, validation_metrics, validation_overlap
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import NotFiniteError
+from sparse_detr.errors import NotFiniteError, require
 from sparse_detr.evaluation.attention_overlap import OverlapMean
 from sparse_detr.losses.criterion import Criterion, LossReport
 from sparse_detr.records import Batch
@@ -200,8 +200,11 @@ class TrainLoop:
 
         Raises:
             CheckpointError: the folder is cut short, of another model, or unsafe.
+            ConfigError: more epochs are done than this training has.
         """
         model, state = load_checkpoint(folder)
+        epochs = self.config.training.epochs
+        require(epochs >= state.epoch, f"training.epochs: {epochs}, but {state.epoch} are done; give at least as many")
         self.model.load_state_dict(state.weights or model.state_dict())
         if self.average is not None:
             self.average.model.load_state_dict(model.state_dict())

@@ -120,6 +120,28 @@ def test_what_is_there_stays(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     assert run(ours, ours, "--existing", "overwrite") == 2
 
 
+def test_neither_the_source_nor_what_no_conversion_wrote_is_replaced(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = tmp_path / "ours"
+    assert run(checkpoint, ours) == 0
+    before = {path: path.read_bytes() for path in ours.iterdir()}
+    capsys.readouterr()
+    assert run(ours, ours / "model.safetensors", "--existing", "overwrite") == 2
+    assert "model.safetensors, which output would replace" in " ".join(capsys.readouterr().err.split())
+    assert {path: path.read_bytes() for path in ours.iterdir()} == before
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "config.json").write_text("{}")
+    assert run(checkpoint, app, "--existing", "overwrite") == 2
+    assert "holds something that no finished conversion wrote" in " ".join(capsys.readouterr().err.split())
+    assert [(path.name, path.read_text()) for path in app.iterdir()] == [("config.json", "{}")]
+    source = ours / "config.json"
+    source.write_bytes(checkpoint.read_bytes())
+    assert run(source, ours, "--existing", "overwrite") == 2
+    assert "config.json is what output would replace" in " ".join(capsys.readouterr().err.split())
+
+
 class Attack:
     def __init__(self, target: Path) -> None:
         self.target = target

@@ -260,6 +260,28 @@ def test_an_output_that_exists_is_refused_before_any_work(config: EvaluateConfig
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
+def test_an_output_that_is_an_input_or_another_output_is_refused(config: EvaluateConfig, tmp_path: Path) -> None:
+    annotations, plot = tmp_path / "ann.json", tmp_path / "found-0.3.png"
+    annotations.write_text("precious")
+    config = replace(config, annotations=str(annotations), model=str(tmp_path / "model"), existing="overwrite")
+    with pytest.raises(OutputExistsError, match=r"^annotations: .*ann\.json is what output would replace"):
+        evaluate(replace(config, output=str(annotations)))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(OutputExistsError, match=r"^model: .*model holds .*config\.json, which output would replace"):
+        evaluate(replace(config, output=str(tmp_path / "model" / "config.json")))
+    twice = replace(config, output=str(tmp_path / "found.png"), plot=str(plot), keep_ratio=(0.3, 0.5))
+    with pytest.raises(OutputExistsError, match=r"^output at keep_ratio 0\.3: .*found-0\.3\.png is what plot would"):
+        evaluate(twice)
+
+
+def test_data_without_images_is_refused_before_any_work(config: EvaluateConfig, tmp_path: Path) -> None:
+    data = json.loads(Path(config.annotations).read_text())
+    (tmp_path / "none.json").write_text(json.dumps(data | {"images": [], "annotations": []}))
+    with pytest.raises(ConfigError, match=r"annotations: .*none\.json has no images"):
+        evaluate(replace(config, annotations=str(tmp_path / "none.json"), model="/nowhere"))
+
+
 def test_an_output_is_overwritten_when_told_and_dropped_boxes_are_listed(
     config: EvaluateConfig, ray_cluster: object, tmp_path: Path
 ) -> None:

@@ -116,6 +116,11 @@ def test_from_store_to_store(model: str, image: Path, store: Location) -> None:
         ({"image": "{folder}/text.jpg"}, ImageError, r"text\.jpg: not an image"),
         ({"model": "{folder}/nothing"}, CheckpointError, "nothing"),
         ({"output": "{folder}/there.png"}, OutputExistsError, r"there\.png exists; .*overwrite"),
+        (
+            {"image": "{folder}/there.png", "output": "{folder}/there.png", "existing": "overwrite"},
+            OutputExistsError,
+            r"image: .*there\.png is what output would replace",
+        ),
     ],
 )
 def test_user_errors_are_named(

@@ -9,7 +9,15 @@ import pytest
 
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import field_values, override
-from pipelines.train.output import MAY_CHANGE, best_checkpoint, claim_output, differences, write_result, write_run
+from pipelines.train.output import (
+    MAY_CHANGE,
+    begin_run,
+    best_checkpoint,
+    claim_output,
+    continued_run,
+    differences,
+    write_result,
+)
 from sparse_detr.config_dict import to_dict
 from sparse_detr.errors import CheckpointError, ConfigError, OutputExistsError
 from sparse_detr.storage.location import locate
@@ -20,16 +28,23 @@ def config(tmp_path: Path) -> RunConfig:
     return RunConfig(output=str(tmp_path / "run"))
 
 
+def resumed(config: RunConfig) -> str | None:
+    """The MLflow run that `existing: resume` finds."""
+    config = replace(config, existing="resume")
+    return continued_run(claim_output(locate(config.output), config), config)
+
+
 def leave_results(config: RunConfig, run_id: str | None = "abc") -> None:
     output = locate(config.output)
-    write_run(output, config, run_id)
+    begin_run(output, config, run_id)
     write_result(output, {"history": []})
     output.child("checkpoints", "epoch_0001").child("trainer.pt").write_bytes(b"x")
     output.child("notes.txt").write_bytes(b"the user's own")
 
 
 def test_a_free_folder_is_claimed(config: RunConfig) -> None:
-    assert claim_output(locate(config.output), config) is None
+    assert claim_output(locate(config.output), config).found == ()
+    assert resumed(config) is None
 
 
 def test_results_of_another_run_are_refused(config: RunConfig) -> None:
@@ -43,8 +58,32 @@ def test_overwrite_deletes_the_runs_files_alone(config: RunConfig) -> None:
     leave_results(config)
     output = locate(config.output)
 
-    assert claim_output(output, replace(config, existing="overwrite")) is None
+    claim = claim_output(output, replace(config, existing="overwrite"))
+    assert continued_run(claim, config) is None
+    claim.clear()
     assert output.list() == ["notes.txt"]
+
+
+def test_overwrite_spares_what_the_run_reads(config: RunConfig) -> None:
+    leave_results(config)
+    output = locate(config.output)
+    before = output.list(recursive=True)
+
+    start = {"existing": "overwrite", "training.init_model": output.child("checkpoints/epoch_0001/model").uri}
+    with pytest.raises(OutputExistsError, match=r"training\.init_model: .* is in .*checkpoints, which output would"):
+        claim_output(output, override(config, start))
+    assert output.list(recursive=True) == before
+    fresh = override(config, {**start, "output": f"{config.output}/new"})
+    claim_output(locate(fresh.output), fresh)
+
+
+def test_overwrite_spares_what_no_training_wrote(config: RunConfig) -> None:
+    output = locate(config.output)
+    output.child("model/book.stl").write_bytes(b"a ship")
+
+    for word in ("refuse", "overwrite", "resume"):
+        with pytest.raises(OutputExistsError, match="holds model that no run of ours wrote"):
+            claim_output(output, replace(config, existing=word))
 
 
 def test_resume_finds_the_mlflow_run_and_keeps_everything(config: RunConfig) -> None:
@@ -53,8 +92,25 @@ def test_resume_finds_the_mlflow_run_and_keeps_everything(config: RunConfig) -> 
     before = output.list(recursive=True)
 
     longer = override(config, {"training.epochs": 99, "existing": "resume"})
-    assert claim_output(output, longer) == "abc"
+    assert resumed(longer) == "abc"
     assert output.list(recursive=True) == before
+
+
+def test_a_run_that_begins_again_is_not_complete(config: RunConfig) -> None:
+    leave_results(config)
+
+    begin_run(locate(config.output), config, "abc")
+    assert not locate(config.output).child("result.json").exists()
+
+
+def test_resume_with_fewer_epochs_than_are_done_is_refused(config: RunConfig) -> None:
+    leave_results(config)
+    for name in ("epoch_0003/checkpoint.json", "epoch_0400/checkpoint.json", "epoch_0401/trainer.pt", "epoch_x"):
+        locate(config.output).child("checkpoints", name).write_bytes(b"x")
+
+    with pytest.raises(ConfigError, match=r"training\.epochs: 2, but the run in .* has done 400; give at least 400"):
+        resumed(override(config, {"training.epochs": 2}))
+    assert resumed(override(config, {"training.epochs": 400})) == "abc"
 
 
 CHANGES: dict[str, object] = {
@@ -113,7 +169,7 @@ def test_resume_names_all_differences_with_both_values_and_changes_nothing(confi
     changes = {"training.global_batch": 32, "training.seed": 7, "model.keep_ratio": 0.7, "training.epochs": 9}
 
     with pytest.raises(ConfigError) as caught:
-        claim_output(output, override(config, {**changes, "existing": "resume"}))
+        resumed(override(config, changes))
     message = str(caught.value)
     for part in ("training.global_batch: 16, now 32", "training.seed: 42, now 7", "model.keep_ratio: 0.1, now 0.7"):
         assert part in message
@@ -126,15 +182,15 @@ def test_differences_show_no_secret(config: RunConfig) -> None:
     where = "https://me:hush@host/weights.pth"
 
     with pytest.raises(ConfigError, match=r"training\.init_backbone: None, now 'https://\*\*\*@host") as caught:
-        claim_output(locate(config.output), override(config, {"training.init_backbone": where, "existing": "resume"}))
+        resumed(override(config, {"training.init_backbone": where}))
     assert "hush" not in str(caught.value)
 
 
 def test_resume_of_a_folder_without_its_config_is_refused(config: RunConfig) -> None:
     locate(config.output).child("checkpoints", "x").write_bytes(b"x")
 
-    with pytest.raises(CheckpointError, match=r"run\.json is lacking"):
-        claim_output(locate(config.output), replace(config, existing="resume"))
+    with pytest.raises(OutputExistsError, match="holds checkpoints that no run of ours wrote"):
+        resumed(config)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +200,7 @@ def test_resume_of_a_damaged_folder_is_refused(config: RunConfig, content: bytes
     locate(config.output).child("run.json").write_bytes(content)
 
     with pytest.raises(CheckpointError, match=r"run/run\.json: not what a training writes .*existing to overwrite"):
-        claim_output(locate(config.output), replace(config, existing="resume"))
+        resumed(config)
 
 
 def test_no_password_is_left_in_the_folder(config: RunConfig) -> None:
@@ -154,7 +210,7 @@ def test_no_password_is_left_in_the_folder(config: RunConfig) -> None:
     written = locate(config.output).child("run.json").read_bytes()
     assert b"hush" not in written
     assert b"host:5432/db" in written
-    assert claim_output(locate(config.output), replace(config, existing="resume")) == "abc"
+    assert resumed(config) == "abc"
 
 
 def test_the_best_checkpoint_has_the_highest_ap_and_else_is_the_last() -> None:

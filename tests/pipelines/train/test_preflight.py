@@ -157,6 +157,7 @@ def test_sweep_says_what_was_left_out(
         ({"training.global_batch": 99}, "training.global_batch: 99"),
         ({"training.init_model": "/nowhere"}, "/nowhere: absent, not a model folder"),
         ({"training.init_backbone": "/nowhere.pth"}, "/nowhere.pth"),
+        ({"output": "/proc/run"}, "/proc/run: cannot be written to"),
     ],
 )
 def test_a_user_error_is_found_before_ray_starts(quick_run: RunConfig, changes: dict[str, Any], message: str) -> None:
@@ -165,6 +166,16 @@ def test_a_user_error_is_found_before_ray_starts(quick_run: RunConfig, changes: 
         train(config, connect=_never)
     with pytest.raises(SparseDetrError, match=message):
         sweep(SweepConfig(run=config), connect=_never)
+    assert not Path(quick_run.output).exists()
+
+
+def test_validation_data_without_images_is_found_before_ray_starts(quick_run: RunConfig, tmp_path: Path) -> None:
+    data = json.loads(Path(quick_run.data.val_annotations).read_text())
+    (tmp_path / "val.json").write_text(json.dumps(data | {"images": [], "annotations": []}))
+    config = override(quick_run, {"data.val_annotations": str(tmp_path / "val.json")})
+    with pytest.raises(ConfigError, match=r"^data\.val_annotations: .*val\.json has no images"):
+        train(config, connect=_never)
+    assert not Path(quick_run.output).exists()
 
 
 def test_an_output_of_another_run_is_found_before_ray_starts(quick_run: RunConfig) -> None:
@@ -181,6 +192,20 @@ def test_a_sweep_that_may_not_write_is_found_before_ray_starts(quick_run: RunCon
     Path(quick_run.output, "sweep.json").write_text("{}")
     with pytest.raises(OutputExistsError, match=r"sweep\.json"):
         sweep(SweepConfig(run=quick_run), connect=_never)
+
+
+def test_a_sweep_overwrites_neither_its_start_nor_what_no_sweep_wrote(quick_run: RunConfig) -> None:
+    output = Path(quick_run.output)
+    config = with_classes(override(quick_run, {"existing": "overwrite"}), check_data(quick_run).classes)
+    (output / "tune").mkdir(parents=True)
+    (output / "tune" / "piano.txt").write_text("of a piano tuner")
+    with pytest.raises(OutputExistsError, match=r"^run\.output: .* holds tune that no run of ours wrote"):
+        sweep(SweepConfig(run=config), connect=_never)
+    (output / "tune" / "tuner.pkl").write_bytes(b"")
+    save_model(output / "trials" / "x" / "model", initial_model(config, check_data(config).classes)[0])
+    config = override(config, {"training.init_model": str(output / "trials" / "x" / "model")})
+    with pytest.raises(OutputExistsError, match=r"^run\.training\.init_model: .* is in .*/trials, which run\.output"):
+        sweep(SweepConfig(run=config), connect=_never)
 
 
 def test_overwriting_waits_until_the_cluster_has_room(quick_run: RunConfig) -> None:

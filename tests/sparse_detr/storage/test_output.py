@@ -13,6 +13,7 @@ from sparse_detr.storage.output import (
     checked_file,
     checked_folder,
     claim_folder,
+    require_apart,
     require_known,
     require_marked,
 )
@@ -79,7 +80,74 @@ def test_the_marker_goes_first(used: Location, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Location, "delete_dir", broken)
     with pytest.raises(StorageError):
         claim_folder(used, "overwrite", RESULTS).clear()
-    assert used.list() == ["parts", "thesis.tex"]
+    assert used.list() == [".overwriting", "parts", "thesis.tex"]
+
+
+@pytest.mark.parametrize("deleted", [1, 2])
+def test_half_a_deletion_is_not_resumed_and_can_be_gone_through_with(
+    used: Location, monkeypatch: pytest.MonkeyPatch, deleted: int
+) -> None:
+    used.child("run.json").write_bytes(b"x")
+
+    def broken(_location: Location) -> None:
+        raise StorageError("the store went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "delete_dir", broken)
+        with pytest.raises(StorageError):
+            claim_folder(used, "overwrite", RESULTS[-deleted:], marks=("run.json",)).clear()
+    for word in ("refuse", "resume"):
+        with pytest.raises(OutputExistsError, match="set existing to overwrite"):
+            claim_folder(used, word, RESULTS, marks=("run.json",))
+    claim_folder(used, "overwrite", RESULTS, marks=("run.json",)).clear()
+    assert used.list() == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("existing", ["refuse", "overwrite", "resume"])
+def test_files_without_the_mark_of_a_run_are_left_alone(used: Location, existing: Existing) -> None:
+    with pytest.raises(OutputExistsError, match=r"holds done\.json, parts that no run of ours wrote; choose another"):
+        claim_folder(used, existing, RESULTS, marks=("run.json", "parts/mark"))
+    used.child("parts/mark").write_bytes(b"")
+    claim = claim_folder(used, "overwrite", RESULTS, marks=("run.json", "parts/mark"))
+    assert claim.found == ("done.json", "parts")
+
+
+@pytest.mark.parametrize(
+    ("path", "relation"),
+    [
+        ("run/parts", "is what output would replace"),
+        ("run/parts/0/model", r"is in /.*/parts, which output would replace"),
+        ("run", r"holds /.*/done\.json, which"),
+        ("link/parts", "is what"),
+        ("run/./other/../parts", "is what"),
+        ("run/parts#sha256=0123456789", "is what"),
+    ],
+)
+def test_an_input_among_the_results_is_refused(tmp_path: Path, path: str, relation: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    for folder in ("run", "link"):
+        with pytest.raises(OutputExistsError, match=f"^model: /.* {relation}"):
+            require_apart(locate(tmp_path / folder), RESULTS, {"images": None, "model": f"{tmp_path}/{path}"})
+
+
+def test_inputs_beside_the_results_are_fine(tmp_path: Path) -> None:
+    inputs = {
+        "a": str(tmp_path / "run/part"),
+        "b": str(tmp_path / "run/parts2/x"),
+        "c": "s3://bucket" + str(tmp_path / "run/parts"),
+        "d": "https://host/run/parts#sha256=0123456789",
+        "e": "",
+    }
+    require_apart(locate(tmp_path / "run"), RESULTS, inputs)
+
+
+def test_in_a_store_names_are_compared_whole(s3: object) -> None:
+    output = locate("s3://bucket/a/run/")
+    require_apart(output, RESULTS, {"model": "s3://bucket/a/run/parts-2", "images": "/bucket/a/run/parts"})
+    for uri in ("s3://bucket/a/run/parts/", "s3://bucket/a", "s3://bucket//a/run/parts/0"):
+        with pytest.raises(OutputExistsError, match="model: s3://bucket/a"):
+            require_apart(output, RESULTS, {"model": uri})
 
 
 def test_resume_keeps_everything(used: Location) -> None:
@@ -106,14 +174,21 @@ def test_a_file(used: Location) -> None:
     assert checked_file(uri, "overwrite").read_bytes() == b"x"
     with pytest.raises(OutputExistsError, match="is a folder"):
         checked_file(used.uri, "overwrite")
+    with pytest.raises(OutputExistsError, match=r"^notes: /.*thesis\.tex is what plot would replace; .* another plot$"):
+        checked_file(uri, "overwrite", field="plot", inputs={"notes": uri})
+    beside = used.child("new.json").uri
+    assert checked_file(beside, "overwrite", inputs={"images": used.uri}).uri == beside
 
 
 def test_a_model_folder(used: Location) -> None:
     with pytest.raises(OutputExistsError, match=r"not empty; .*existing to overwrite"):
-        checked_folder(used.uri, "refuse")
-    assert checked_folder(used.uri, "overwrite") == used
+        checked_folder(used.uri, "refuse", "done.json")
+    assert checked_folder(used.uri, "overwrite", "done.json") == used
     with pytest.raises(OutputExistsError, match="is a file"):
-        checked_folder(used.child("thesis.tex").uri, "overwrite")
+        checked_folder(used.child("thesis.tex").uri, "overwrite", "done.json")
+    for word in ("refuse", "overwrite"):
+        with pytest.raises(OutputExistsError, match="holds something that no finished conversion wrote"):
+            checked_folder(used.uri, word, "manifest.json")
 
 
 def test_a_mark_opens_a_folder(used: Location, tmp_path: Path) -> None:

@@ -103,6 +103,14 @@ def test_a_restored_run_goes_on_bit_for_bit(quick_run: RunConfig, tmp_path: Path
         assert mine["ap"] == other["ap"]
 
 
+def test_a_training_shorter_than_its_checkpoint_is_refused(quick_run: RunConfig, tmp_path: Path) -> None:
+    loop = build_loop(quick_run)
+    loop.epoch = 3
+    loop.save(tmp_path)
+    with pytest.raises(ConfigError, match=r"training\.epochs: 2, but 3 are done; give at least as many"):
+        build_loop(override(quick_run, {"training.epochs": 2})).restore(tmp_path)
+
+
 def test_epochs_differ_and_seeds_decide(quick_run: RunConfig) -> None:
     first, again = build_loop(quick_run), build_loop(quick_run)
     other = build_loop(override(quick_run, {"training.seed": 7}))
