@@ -31,7 +31,7 @@ class MakeShapesConfig:
     """Generate the shapes data set: JPEGs and COCO JSON, the same for the same seed."""
 
     output: str
-    """Folder or `s3://bucket/prefix`; gets train.json, val.json, train/ and val/."""
+    """Folder or `s3://bucket/prefix`; gets train.json, val.json, train/, val/ and shapes.json."""
     train: int = 2000
     """Training images."""
     val: int = 300
@@ -41,8 +41,8 @@ class MakeShapesConfig:
     seed: int = 0
     """Everything random follows from it."""
     existing: Replace = "refuse"
-    """Choice for when `output` holds a data set already: `refuse` stops with an error, `overwrite` writes
-    over its files."""
+    """Choice for when `output` holds a data set already: `refuse` stops with an error, `overwrite` deletes
+    a generated one before, with everything in train/ and val/."""
 
     def __post_init__(self) -> None:
         require_known(self.existing)

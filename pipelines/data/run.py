@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipelines.data.config import CheckConfig, ImportVocConfig, MakeShapesConfig
+from sparse_detr.config_dict import to_dict
 from sparse_detr.data.coco import read_coco, verify_images, write_coco
 from sparse_detr.data.coco_index import CocoIndex
 from sparse_detr.data.decode import decode_image
@@ -15,6 +17,9 @@ from sparse_detr.data.voc import import_voc
 from sparse_detr.errors import ImageError
 from sparse_detr.storage.location import locate
 from sparse_detr.storage.output import checked_file, claim_folder
+
+SETTINGS = "shapes.json"
+"""Settings of a generated data set, written first: it says that the rest may be replaced."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of things done, and of all."""
@@ -59,13 +64,15 @@ def run_shapes(config: MakeShapesConfig, on_progress: Progress = _ignore) -> Dat
     """Write the data set and report on its training half.
 
     Raises:
-        OutputExistsError: the folder holds a data set already.
+        OutputExistsError: the folder holds a data set already; one that was not generated is never overwritten.
     """
     root = locate(config.output)
-    # Not cleared: the new files replace those of the same name, and train/ may hold pictures of the user's own.
-    claim_folder(root, config.existing, ("train.json",), holds=lambda: "a data set")
-    shapes = ShapesConfig(images=config.train + config.val, size=config.size, seed=config.seed)
-    write_shapes(root, shapes, {"train": config.train, "val": config.val}, on_progress)
+    splits = {"train": config.train, "val": config.val}
+    shapes = ShapesConfig(images=sum(splits.values()), size=config.size, seed=config.seed)
+    results = (*(f"{split}.json" for split in splits), *splits, SETTINGS)
+    claim_folder(root, config.existing, results, marks=(SETTINGS,), holds=lambda: "a data set").clear()
+    root.child(SETTINGS).write_bytes(json.dumps({"splits": splits, "shapes": to_dict(shapes)}, indent=1).encode())
+    write_shapes(root, shapes, splits, on_progress)
     return _report(read_coco(root.child("train.json").uri))
 
 

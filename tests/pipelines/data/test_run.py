@@ -50,6 +50,28 @@ def test_shapes_are_made_and_checked(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert first.name in capsys.readouterr().err
 
 
+def test_shapes_replace_a_generated_set_as_a_whole_and_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    make = ["data", "shapes", "--output", str(folder), "--train", "3", "--val", "2"]
+    (folder / "val.json").write_text("precious")
+    for words in ([], ["--existing", "overwrite"]):
+        assert cli.main([*make, *words]) == 2
+        assert "holds val.json that no run of ours wrote" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in folder.iterdir()] == ["val.json"]
+    (folder / "val.json").unlink()
+    assert cli.main(make) == 0
+    (folder / "train.json").unlink()
+    assert cli.main(make) == 2
+    (folder / "notes.txt").write_text("the user's own")
+    assert cli.main([*make[:-4], "--train", "1", "--val", "1", "--existing", "overwrite"]) == 0
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == [
+        "notes.txt", "shapes.json", "train.json", "train/000000.jpg", "val.json", "val/000000.jpg",
+    ]  # fmt: skip
+
+
 def test_check_lists_bad_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 10)).save(buffer, "PNG")
