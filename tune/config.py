@@ -30,7 +30,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         require(
             self.run.existing != "resume",
-            "run.existing: 'resume' continues a training or a prediction alone so far, a sweep cannot be resumed yet; choose refuse or overwrite",
+            "run.existing: 'resume' continues a training or a prediction alone so far, a sweep cannot be resumed yet; "
+            "choose refuse or overwrite",
         )
         require(self.method in ("grid", "optuna"), f"method: {self.method!r} is not known; choose grid or optuna")
         for name in ("trials", "concurrent"):
