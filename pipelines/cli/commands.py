@@ -109,7 +109,11 @@ COMMANDS: Table = {
         "pipelines.evaluate", "EvaluateConfig", "evaluate_command", "COCO's numbers of a model on annotated images"
     ),
     "predict": _command(
-        "pipelines.predict", "PredictConfig", "predict_command", "detections of an image collection into Parquet"
+        "pipelines.predict",
+        "PredictConfig",
+        "predict_command",
+        "detections of an image collection into Parquet, or drawn on a few images",
+        words=("images",),
     ),
     "explain": _command(
         "pipelines.explain",

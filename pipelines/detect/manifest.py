@@ -117,8 +117,8 @@ def build_manifest(images: str, annotations: str | None = None, *, uri_column: s
     """List the images of a collection.
 
     Args:
-        images: folder or prefix; or a `.txt` file with a path or URI a line, or a `.parquet` or `.csv` file with a
-            column of them, whose other columns are carried along.
+        images: folder or prefix, or one image file; or a `.txt` file with a path or URI a line, or a `.parquet` or
+            `.csv` file with a column of them, whose other columns are carried along.
         annotations: COCO JSON whose `images` list names the files below the folder; None lists every image file in
             it, known by its extension.
         uri_column: name of that column.
@@ -134,6 +134,8 @@ def build_manifest(images: str, annotations: str | None = None, *, uri_column: s
         return _named_images(root, locate(annotations))
     if root.uri.lower().endswith(LIST_EXTENSIONS) and not root.is_dir():
         return _listed_images(root, uri_column)
+    if root.uri.lower().endswith(IMAGE_EXTENSIONS) and root.exists() and not root.is_dir():
+        return Manifest.of(root.parent().uri, [root.uri.rpartition("/")[2]])
     if not root.is_dir():
         raise StorageError(f"images: {root.uri} is not a folder or prefix; give the one that holds the images")
     found = list_files(root, lambda name: name.lower().endswith(IMAGE_EXTENSIONS))

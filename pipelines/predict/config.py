@@ -12,12 +12,11 @@ from sparse_detr.storage.output import Existing, require_known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictConfig(DetectionConfig):
-    """Detection into Parquet: one row an image, whatever the image is."""
+class InferenceConfig(DetectionConfig):
+    """Which images of a collection, and which detections of them."""
 
-    output: str
-    """Folder or `s3://` prefix for the results; it must not hold those of another run. On a cluster of several
-    machines a folder must be on a disk that they share, as must `model` and `images`."""
+    images: str
+    """Folder or `s3://` prefix of the images, one image file, or a list of them (`.txt`, `.parquet`, `.csv`)."""
     uri_column: str = "uri"
     """Column with paths or URIs, where `images` is a `.parquet` or `.csv` file; its other columns are carried along."""
     keep_ratio: float | None = None
@@ -32,9 +31,40 @@ class PredictConfig(DetectionConfig):
     """Only so many images, the first of the list."""
     sample: int | None = None
     """Only so many images, chosen by chance, the same ones each time: for a look first."""
+
+    def __post_init__(self) -> None:
+        DetectionConfig.__post_init__(self)
+        if self.keep_ratio is not None:
+            require_keep_ratio(self.keep_ratio)
+        require(0.0 <= self.score_threshold <= 1.0, f"score_threshold: {self.score_threshold}; give 0 to 1")
+        self.tiles()
+        for name in ("limit", "sample"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}: {value}; give at least 1, or leave it out")
+        require(
+            self.limit is None or self.sample is None,
+            f"limit: {self.limit} beside sample: {self.sample}; give one of the two",
+        )
+
+    def tiles(self) -> TileGrid | None:
+        """The tiles that were asked for."""
+        return None if self.tile is None else TileGrid(side=self.tile, overlap=self.overlap)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictConfig(InferenceConfig):
+    """Detection into Parquet, one row an image, whatever the image is; or into pictures of a few images."""
+
+    output: str = ""
+    """Folder or `s3://` prefix for the results; it must not hold those of another run. On a cluster of several
+    machines a folder must be on a disk that they share, as must `model` and `images`."""
+    draw: str | None = None
+    """Folder for pictures of a few images with their boxes, in place of `output`: in this process, without a
+    cluster."""
     existing: Existing = "resume"
     """Choice for when `output` holds results of a run already: `resume` goes on where that was cut short, if it had
-    the same model, images and settings; `refuse` stops with an error; `overwrite` deletes them, and nothing else."""
+    the same model, images and settings; `refuse` stops with an error; `overwrite` deletes them, and nothing else.
+    Pictures of `draw` that are there are replaced by `overwrite` alone."""
     retry_errors: bool = False
     """Do images with an error row again, as they are now, and replace their rows."""
     error_budget: str = "10%"
@@ -49,21 +79,10 @@ class PredictConfig(DetectionConfig):
     sample."""
 
     def __post_init__(self) -> None:
-        DetectionConfig.__post_init__(self)
+        InferenceConfig.__post_init__(self)
         require_known(self.existing, resumable=True)
-        if self.keep_ratio is not None:
-            require_keep_ratio(self.keep_ratio)
-        require(bool(self.output), "output: it is empty; give a folder or an s3:// URI")
-        require(0.0 <= self.score_threshold <= 1.0, f"score_threshold: {self.score_threshold}; give 0 to 1")
+        self._require_one_purpose()
         ErrorBudget.parse(self.error_budget)
-        self.tiles()
-        for name in ("limit", "sample"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name}: {value}; give at least 1, or leave it out")
-        require(
-            self.limit is None or self.sample is None,
-            f"limit: {self.limit} beside sample: {self.sample}; give one of the two",
-        )
         require(
             not self.retry_errors or self.existing == "resume",
             f"retry_errors: True with existing: {self.existing!r}; it works on the results of a run, so set existing "
@@ -74,6 +93,17 @@ class PredictConfig(DetectionConfig):
             "coco_results: True without annotations; image ids come from there, so name a COCO JSON",
         )
 
-    def tiles(self) -> TileGrid | None:
-        """The tiles that were asked for."""
-        return None if self.tile is None else TileGrid(side=self.tile, overlap=self.overlap)
+    def _require_one_purpose(self) -> None:
+        if self.draw is None:
+            require(
+                bool(self.output) or self.dry_run,
+                "output: it is empty; give a folder or an s3:// URI (or a folder for a few pictures as draw, or "
+                "dry_run, which writes nothing)",
+            )
+            return
+        require(bool(self.draw), "draw: it is empty; give a folder for the pictures")
+        for name in ("output", "dry_run", "retry_errors", "coco_results", "csv"):
+            value = getattr(self, name)
+            require(
+                not value, f"{name}: {value} beside draw: {self.draw}; draw writes pictures alone, give one of the two"
+            )

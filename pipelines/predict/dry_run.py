@@ -75,7 +75,8 @@ def dry_run(config: PredictConfig) -> Plan:
     """
     for uri in (config.images, config.model):
         check_access(locate(uri))
-    check_access(locate(config.output), writable=True)
+    if config.output:
+        check_access(locate(config.output), writable=True)
     model = load_checked(config, [config.keep_ratio])
     manifest = chosen_images(config)
     blocks = -(-len(manifest) // config.images_per_block)

@@ -18,7 +18,7 @@ from pipelines.detect.predictor import PredictorFactory
 from pipelines.detect.workers import Pool, Progress, Work, plan_pool, stream
 from pipelines.predict import finish
 from pipelines.predict.budget import ErrorBudget
-from pipelines.predict.config import PredictConfig
+from pipelines.predict.config import InferenceConfig, PredictConfig
 from pipelines.predict.fingerprint import Fingerprint, model_sha256
 from pipelines.predict.output import SUCCESS_FILE, Record, begin, claim_output, write_json
 from pipelines.predict.parts import SHOWN_ERRORS, ParquetSink, Part, Stamp, summary
@@ -120,7 +120,7 @@ def predict(
         return _finish(config, output, fingerprint, tally, before, time.monotonic() - started)
 
 
-def fingerprint_of(config: PredictConfig, model: SparseDetr) -> Fingerprint:
+def fingerprint_of(config: InferenceConfig, model: SparseDetr) -> Fingerprint:
     """Everything that decides the detections of a run with this model, whose numbers are not looked at."""
     size = config.image_size(model.image_size)
     return Fingerprint(
@@ -135,7 +135,7 @@ def fingerprint_of(config: PredictConfig, model: SparseDetr) -> Fingerprint:
     )
 
 
-def chosen_images(config: PredictConfig) -> Manifest:
+def chosen_images(config: InferenceConfig) -> Manifest:
     """The images that the config names, listed now."""
     manifest = build_manifest(config.images, config.annotations, uri_column=config.uri_column)
     if config.limit is not None:

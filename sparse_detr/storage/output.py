@@ -109,12 +109,17 @@ def claim_folder(
         )
     if found and existing == "refuse":
         remedy = "overwrite or resume" if resumable else "overwrite"
-        setting = f"{field.removesuffix('output')}existing"
+        setting = f"{field.removesuffix('output')}existing" if field.endswith("output") else "existing"
         raise OutputExistsError(
-            f"{field}: {output.uri} holds {holds()} ({', '.join(found)}); choose another output, "
+            f"{field}: {output.uri} holds {holds()} ({_few(found)}); choose another output, "
             f"or set {setting} to {remedy}"
         )
     return Claim(output=output, found=found, existing=existing)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    """The first names: a folder of pictures has hundreds."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def require_marked(folder: Location, mark: str, *, field: str, writer: str) -> None:

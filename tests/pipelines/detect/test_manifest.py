@@ -24,6 +24,14 @@ def test_folder_lists_image_files_of_all_depths_sorted(tmp_path: Path) -> None:
     assert manifest.root == str(tmp_path)
 
 
+def test_one_image_is_a_collection(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.jpg", "b.jpg")
+    manifest = build_manifest(str(tmp_path / "b.jpg"))
+    assert (manifest.root, manifest.table.column("key").to_pylist()) == (str(tmp_path), ["b.jpg"])
+    with pytest.raises(StorageError, match="not a folder"):
+        build_manifest(str(tmp_path / "absent.jpg"))
+
+
 def test_broken_files_are_listed(tmp_path: Path) -> None:
     _touch(tmp_path, "empty.jpg")
     assert len(build_manifest(str(tmp_path))) == 1

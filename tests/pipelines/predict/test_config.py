@@ -62,6 +62,20 @@ def test_what_excludes_each_other_is_refused() -> None:
         PredictConfig(**BASE, tile=64, overlap=1.0)
 
 
+def test_a_run_needs_an_output_and_a_look_none() -> None:
+    look: dict[str, Any] = {"model": "m", "images": "i"}
+    with pytest.raises(ConfigError, match=r"output: it is empty; give a folder.*draw.*dry_run"):
+        PredictConfig(**look)
+    assert PredictConfig(**look, dry_run=True).output == ""
+    assert PredictConfig(**look, draw="d").output == ""
+    with pytest.raises(ConfigError, match="draw: it is empty"):
+        PredictConfig(**look, draw="")
+    with pytest.raises(ConfigError, match=r"output: o beside draw: d"):
+        PredictConfig(**look, draw="d", output="o")
+    with pytest.raises(ConfigError, match=r"csv: True beside draw: d"):
+        PredictConfig(**look, draw="d", csv=True)
+
+
 def test_config_travels_to_workers() -> None:
     config = PredictConfig(**BASE, keep_ratio=0.3)
     assert pickle.loads(pickle.dumps(config)) == config
