@@ -115,6 +115,9 @@ COMMANDS: Table = {
         "detections of an image collection into Parquet, or drawn on a few images",
         words=("images",),
     ),
+    "view": _command(
+        "pipelines.view", "ViewConfig", "view_command", "one page of what a prediction found", words=("output",)
+    ),
     "explain": _command(
         "pipelines.explain",
         "ExplainConfig",

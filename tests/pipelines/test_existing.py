@@ -17,6 +17,7 @@ from pipelines.evaluate.config import EvaluateConfig
 from pipelines.explain.config import ExplainConfig
 from pipelines.predict.config import PredictConfig
 from pipelines.recipes.config import RunConfig
+from pipelines.view.config import ViewConfig
 from sparse_detr.errors import ConfigError
 from tune.config import SweepConfig
 
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[[Any], object]] = {
     "import-voc": lambda word: ImportVocConfig(root=Path("v"), split="train", output="o", existing=word),
     "shapes": lambda word: MakeShapesConfig(output="o", existing=word),
     "sweep": lambda word: SweepConfig(run=RunConfig(existing=word)),
+    "view": lambda word: ViewConfig(output="o", existing=word),
     "train": lambda word: RunConfig(existing=word),
 }
 

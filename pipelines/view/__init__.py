@@ -1,0 +1,1 @@
+"""One offline page of what a prediction found."""
