@@ -24,7 +24,7 @@ from typing import Any
 from pipelines.predict.fingerprint import Fingerprint
 from sparse_detr.errors import CheckpointError, OutputExistsError
 from sparse_detr.storage.location import Location
-from sparse_detr.storage.output import Existing, claim_folder
+from sparse_detr.storage.output import Existing, claim_folder, require_apart
 from sparse_detr.storage.retry import patiently
 
 RUN_FILE = "_run.json"
@@ -40,6 +40,9 @@ RESULTS = (
 )  # fmt: skip
 """Everything that a prediction leaves, in the order in which `overwrite` deletes it."""
 
+MARKS = (RUN_FILE, MANIFEST_FILE)
+"""Names that tell a run's folder from somebody else's."""
+
 SCHEMA_VERSION = 2
 """Of the detections' columns and the files beside them; 1 had no manifest, journal and table of errors."""
 
@@ -47,7 +50,13 @@ Record = Mapping[str, Any]
 """Content of `_run.json`."""
 
 
-def claim_output(output: Location, fingerprint: Fingerprint, collection: Record, existing: Existing) -> Record | None:
+def claim_output(
+    output: Location,
+    fingerprint: Fingerprint,
+    collection: Record,
+    existing: Existing,
+    inputs: Mapping[str, str | None] | None = None,
+) -> Record | None:
     """Look whether this run may write to the folder, and delete what it replaces; the record of the run to go on with.
 
     Args:
@@ -55,13 +64,16 @@ def claim_output(output: Location, fingerprint: Fingerprint, collection: Record,
         fingerprint: of this run.
         collection: which images it looks at; see `begin`.
         existing: what to do where results are there.
+        inputs: paths that the run reads, by the name of their field: none of them is overwritten.
 
     Raises:
-        OutputExistsError: results are there and `existing` is `refuse`, or those of a run that differs; says in what.
+        OutputExistsError: results are there and `existing` is `refuse`, or those of a run that differs (says in what),
+            or files that no run wrote.
         CheckpointError: the folder does not say which run it belongs to.
     """
-    claim = claim_folder(output, existing, RESULTS, holds=lambda: _described(output), resumable=True)
+    claim = claim_folder(output, existing, RESULTS, marks=MARKS, holds=lambda: _described(output), resumable=True)
     if not claim.resumes:
+        require_apart(output, claim.found, inputs or {})
         claim.clear()
         return None
     # Without its record, which is written before the first row, what is there is of no use: the listing was cut short.

@@ -95,12 +95,13 @@ def predict(
     """
     started = time.monotonic()
     output = locate(config.output)
-    for uri in (config.images, config.model):
+    inputs = {"images": config.images, "model": config.model, "annotations": config.annotations}
+    for uri in filter(None, inputs.values()):
         check_access(locate(uri))
     check_access(output, writable=True)
     fingerprint = fingerprint_of(config, describe_checked(config, [config.keep_ratio]))
     with held(output) as lease:
-        record = claim_output(output, fingerprint, _collection(config), config.existing)
+        record = claim_output(output, fingerprint, _collection(config), config.existing, inputs)
         if record is not None and not config.retry_errors and output.child(SUCCESS_FILE).exists():
             return _finished(output)
         record = record or _begin(output, config, fingerprint)

@@ -72,17 +72,33 @@ def test_refuse_names_the_fingerprint_that_is_there(tmp_path: Path) -> None:
         claim_output(locate(tmp_path), BASE, IMAGES, "refuse")
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"settings": {}, "collection": 1}'])
-def test_detections_of_an_unknown_run_are_not_gone_on_with(tmp_path: Path, text: str | None) -> None:
+@pytest.mark.parametrize("existing", ["refuse", "resume", "overwrite"])
+def test_detections_that_no_run_wrote_are_left_alone(tmp_path: Path, existing: Existing) -> None:
     (tmp_path / "detections").mkdir()
     (tmp_path / "detections" / "part-0.parquet").write_bytes(b"x")
-    if text is not None:
-        (tmp_path / "_run.json").write_text(text)
+    with pytest.raises(OutputExistsError, match="detections that no run of ours wrote"):
+        claim_output(locate(tmp_path), BASE, IMAGES, existing)
+    assert (tmp_path / "detections" / "part-0.parquet").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"settings": {}, "collection": 1}'])
+def test_a_damaged_record_is_not_gone_on_with(tmp_path: Path, text: str) -> None:
+    (tmp_path / "detections").mkdir()
+    (tmp_path / "_run.json").write_text(text)
     with pytest.raises(OutputExistsError, match="unknown"):
         claim_output(locate(tmp_path), BASE, IMAGES, "refuse")
     with pytest.raises(CheckpointError, match=r"_run\.json"):
         claim_output(locate(tmp_path), BASE, IMAGES, "resume")
-    assert (tmp_path / "detections" / "part-0.parquet").exists()
+    assert claim_output(locate(tmp_path), BASE, IMAGES, "overwrite") is None
+
+
+def test_overwrite_spares_what_the_run_reads(tmp_path: Path) -> None:
+    output = locate(tmp_path)
+    begin(output, BASE, IMAGES, FACTS)
+    output.child("detections/a.jpg").write_bytes(b"x")
+    with pytest.raises(OutputExistsError, match="images"):
+        claim_output(output, BASE, IMAGES, "overwrite", {"images": f"{tmp_path}/detections", "annotations": None})
+    assert (tmp_path / "detections" / "a.jpg").exists()
 
 
 def test_a_listing_that_was_cut_short_is_begun_again(tmp_path: Path) -> None:
