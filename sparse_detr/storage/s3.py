@@ -151,7 +151,8 @@ def listed_page(client: Any, bucket: str, prefix: str, token: str | None, uri: s
 
 
 def _explained_boto(error: Exception, uri: str) -> StorageError:
-    with_code = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    # Errors of the connection have no response, or None for one.
+    with_code = (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
     text = f"{error} ({with_code})" if with_code else str(error)
     kind = StoreUnavailableError if is_transient(text) else StorageError
     return kind(f"{uri}: {_remedy(OSError(text))} ({without_secrets(str(error))})")

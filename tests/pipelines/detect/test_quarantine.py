@@ -12,33 +12,13 @@ import pytest
 from pipelines.detect.quarantine import find_killers
 from pipelines.detect.watchdog import EXIT_CODE
 
-HOOK = '''
-"""Plays a decoder in C that crashes or hangs, by the first bytes of the file."""
-import ctypes, os, time
-if os.environ.get("PLAY_BAD_DECODER"):
-    import sparse_detr.data.decode as module
-    decode = module.decode_image
-    def played(data, **more):
-        if data.startswith(b"CRASH"):
-            ctypes.string_at(0)
-        if data.startswith(b"ABORT"):
-            os.abort()
-        if data.startswith(b"HANG"):
-            ctypes.PyDLL(None).sleep(1000)  # with the interpreter's lock held
-        if data.startswith(b"SLOW"):
-            time.sleep(1000)
-        return decode(data, **more)
-    module.decode_image = played
-'''
+HOOKS = Path(__file__).parents[2] / "hooks"
 
 
 @pytest.fixture
-def bad_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def bad_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that start from now on have the hook."""
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
-    paths = [str(tmp_path / "hook"), *sys.path]
-    monkeypatch.setenv("PYTHONPATH", ":".join(path for path in paths if path))
+    monkeypatch.setenv("PYTHONPATH", ":".join(path for path in (str(HOOKS), *sys.path) if path))
     monkeypatch.setenv("PLAY_BAD_DECODER", "1")
 
 
