@@ -3,8 +3,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import shutil
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -411,3 +413,23 @@ def test_images_of_coco_from_folder_and_store(
 
 def _coco_image(source: Path, name: str) -> bytes:
     return next(source.rglob(name)).read_bytes()
+
+
+def _quoted(language: str) -> str:
+    text = (Path(__file__).parents[3] / "docs" / "inference.md").read_text()
+    return next(block for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if "runs/found" in block)
+
+
+def test_the_queries_of_the_docs_work(
+    finished: PredictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import duckdb
+
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "found").symlink_to(finished.output)
+    monkeypatch.chdir(tmp_path)
+    labels = Counter(box["name"] for row in _rows(finished.output).values() for box in row["detections"])
+    found = duckdb.sql(_quoted("sql")).fetchall()
+    assert {name: boxes for name, boxes, _ in found} == dict(labels)
+    exec(_quoted("python"), {})
+    assert "decode" in capsys.readouterr().out
