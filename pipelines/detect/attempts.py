@@ -6,7 +6,9 @@ driver; what a driver forgets by its death costs one more worker.
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
+from collections.abc import Hashable
 from typing import Any
 
 MOST = 5
@@ -18,14 +20,14 @@ class Attempts:
     """Counts the beginnings of each block that is not done."""
 
     def __init__(self) -> None:
-        self._begun: Counter[int] = Counter()
+        self._begun: Counter[Hashable] = Counter()
 
-    def begin(self, block: int) -> int:
+    def begin(self, block: Hashable) -> int:
         """Number of the attempt that begins now, from 1."""
         self._begun[block] += 1
         return self._begun[block]
 
-    def done(self, block: int) -> None:
+    def done(self, block: Hashable) -> None:
         """Forget the block."""
         self._begun.pop(block, None)
 
@@ -37,3 +39,31 @@ def start_attempts() -> Any:
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0)(Attempts).options(scheduling_strategy=here).remote()
+
+
+class AttemptsOfEach:
+    """Handle of `Attempts` for a Ray Dataset, which may be executed many times, and cut short each time by `take`.
+
+    A block that was cut short has ended no worker, so each execution counts for itself: Ray pickles the workers'
+    arguments once for each, and the copy bears a number of its own.
+    """
+
+    def __init__(self, actor: Any, execution: str = "") -> None:
+        """Handle of this actor, for one execution."""
+        self._actor = actor
+        self.begin = _OfExecution(actor.begin, execution)
+        self.done = _OfExecution(actor.done, execution)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._actor, secrets.token_hex(8))
+
+
+class _OfExecution:
+    """A method of the actor, called with the execution beside the block."""
+
+    def __init__(self, method: Any, execution: str) -> None:
+        self._method = method
+        self._execution = execution
+
+    def remote(self, block: int) -> Any:
+        return self._method.remote((self._execution, block))

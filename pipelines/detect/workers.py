@@ -118,6 +118,32 @@ def _cores(session: RaySession) -> float:
     return min(session.cpus, available_cpus()) if on_loopback else session.cpus
 
 
+def lazily(tasks: Sequence[pa.Table], work: Work, pool: Pool, attempts: Any) -> Any:
+    """What the sinks will return as a Ray Dataset: nothing runs before it is asked for rows.
+
+    Args:
+        tasks: for the workers' source.
+        work: what the workers do.
+        pool: how many there are.
+        attempts: as `Worker` takes it.
+    """
+    # Imported late: ray_session sets what Ray reads from the environment when it is imported.
+    import ray.data
+
+    # Each table is one block of Ray Data's and stays one: no read task cuts or joins them.
+    return ray.data.from_arrow(list(tasks)).map_batches(
+        Worker,
+        fn_constructor_kwargs={
+            "work": work, "access": DriverAccess(os.environ), "gpu": bool(pool.gpus), "attempts": attempts,
+        },
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=pool.size),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+    )  # fmt: skip
+
+
 def stream(tasks: Sequence[pa.Table], work: Work, pool: Pool) -> Rows:
     """Run the workers over tasks and yield what their sinks return, task by task, as they finish.
 
@@ -126,21 +152,7 @@ def stream(tasks: Sequence[pa.Table], work: Work, pool: Pool) -> Rows:
     Raises:
         SparseDetrError: as a worker raised it (storage of the output out of reach, for one).
     """
-    # Imported late: ray_session sets what Ray reads from the environment when it is imported.
-    import ray.data
-
-    # Each table is one block of Ray Data's and stays one: no read task cuts or joins them.
-    found = ray.data.from_arrow(list(tasks)).map_batches(
-        Worker,
-        fn_constructor_kwargs={
-            "work": work, "access": DriverAccess(os.environ), "gpu": bool(pool.gpus), "attempts": start_attempts(),
-        },
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=pool.size),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus or None,
-    )  # fmt: skip
+    found = lazily(tasks, work, pool, start_attempts())
     found.context.enable_progress_bars = False
     found.context.print_on_execution_start = False
     with (
