@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.detect.images import ImageResult
+from sparse_detr.errors import ConfigError
 from sparse_detr.evaluation.coco_ap import coco_entry
 from sparse_detr.records import Classes, Detections
 
@@ -75,6 +77,53 @@ def coco_entries(table: pa.Table) -> list[dict[str, Any]]:
         for row in table.select(["image_id", "detections"]).to_pylist()
         for found in row["detections"]
     ]
+
+
+def to_coco(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Entries of a COCO results file for one row, as Ray Data, pyarrow or pandas give it; none for an error row.
+
+    Raises:
+        ConfigError: the row has no image id.
+    """
+    if row["image_id"] is None or row["image_id"] != row["image_id"]:  # pandas gives NaN
+        raise ConfigError(
+            f"image_id: {row['uri']} has none; detect with annotations, whose ids COCO's evaluation knows, or give the "
+            "row an id of your own"
+        )
+    # pandas gives arrays and numbers of numpy's, which JSON does not take.
+    return [
+        coco_entry(
+            int(row["image_id"]), int(found["category_id"]), [float(x) for x in found["box"]], float(found["score"])
+        )
+        for found in row["detections"]
+    ]
+
+
+def to_supervision(row: Mapping[str, Any]) -> Any:
+    """One row as `supervision.Detections`, with `class_name` and `category_id` in its data; empty for an error row.
+
+    Raises:
+        ImportError: supervision is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Without OpenCV it says that its own drawing is slower; detections are not drawn here.
+            warnings.simplefilter("ignore", UserWarning)
+            import supervision
+    except ImportError as error:
+        raise ImportError(
+            f"supervision cannot be imported ({error}); run `pip install 'sparse-detr[supervision]'`"
+        ) from error
+    found = list(row["detections"])
+    return supervision.Detections(
+        xyxy=np.array([box["box"] for box in found], np.float32).reshape(-1, 4),
+        confidence=np.array([box["score"] for box in found], np.float32),
+        class_id=np.array([box["label"] for box in found], np.int64),
+        data={
+            "class_name": np.array([box["name"] for box in found], np.str_),
+            "category_id": np.array([box["category_id"] for box in found], np.int64),
+        },
+    )
 
 
 def _error_row(result: ImageResult) -> dict[str, str]:
