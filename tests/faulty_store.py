@@ -70,7 +70,7 @@ def faulty_store(endpoint: str) -> Iterator[FaultyStore]:
 def _serve(store: FaultyStore, client: socket.socket) -> None:
     with (
         client,
-        suppress(OSError, EOFError),
+        suppress(OSError, EOFError, ValueError),  # a client that goes in the middle of a request
         client.makefile("rb") as reader,
         socket.create_connection(store.upstream) as server,
         server.makefile("rb") as answers,
