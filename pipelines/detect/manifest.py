@@ -19,6 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipelines.detect.images import Locate
+from pipelines.detect.rows import SCHEMA
 from sparse_detr.errors import AnnotationError, ConfigError, StorageError
 from sparse_detr.storage.listing import list_files
 from sparse_detr.storage.location import Location, check_access, locate
@@ -163,6 +164,14 @@ def _listed_images(file: Location, uri_column: str) -> Manifest:
         raise ConfigError(f"images: {file.uri} has rows without a path or URI; take them out")
     if not len(keys):
         raise StorageError(f"images: {file.uri} names no image")
+    taken = [
+        name for name in table.column_names if name != uri_column and name in {*SCHEMA.names, *MANIFEST_SCHEMA.names}
+    ]
+    if taken or len(set(table.column_names)) < table.num_columns:
+        raise ConfigError(
+            f"images: {file.uri} has columns that rows of detections have themselves, or twice the same name "
+            f"({', '.join(taken or table.column_names)}); rename them"
+        )
     carried = {name: table.column(name) for name in table.column_names if name != uri_column}
     return Manifest.of("", [_absolute(file, key) for key in keys.to_pylist()], carried=carried)
 

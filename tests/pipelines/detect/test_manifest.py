@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.detect.manifest import MANIFEST_SCHEMA, Manifest, build_manifest
-from sparse_detr.errors import AnnotationError, StorageError
+from sparse_detr.errors import AnnotationError, ConfigError, StorageError
 
 
 def _touch(folder: Path, *names: str) -> None:
@@ -80,3 +80,40 @@ def test_blocks_cover_every_row_once_in_order() -> None:
     assert [block.num_rows for block in blocks] == [4, 4, 2]
     assert [i for block in blocks for i in block.column("index").to_pylist()] == list(range(10))
     assert all(block.schema == MANIFEST_SCHEMA for block in blocks)
+
+
+def test_a_list_keeps_its_order_and_columns_and_its_relative_paths_are_below_it(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("camera,uri\n3,b.jpg\n2,s3://b/a.jpg\n1,/x/c.jpg\n")
+    manifest = build_manifest(str(tmp_path / "list.csv"))
+    assert manifest.root == ""
+    assert manifest.table.column("key").to_pylist() == [f"{tmp_path}/b.jpg", "s3://b/a.jpg", "/x/c.jpg"]
+    assert manifest.table.column("camera").to_pylist() == [3, 2, 1]
+    (tmp_path / "list.txt").write_text("\n b.jpg \n\nc.jpg\n")
+    assert build_manifest(str(tmp_path / "list.txt")).table.column("key").to_pylist() == [
+        f"{tmp_path}/b.jpg", f"{tmp_path}/c.jpg",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("uri,error\na.jpg,x\n", r"error\); rename"),
+        ("uri,index\na.jpg,x\n", r"index\); rename"),
+        ("uri,a,a\na.jpg,x,y\n", "twice the same name"),
+        ("url\na.jpg\n", "no column 'uri', but url"),
+        ("uri,a\n,x\n", "without a path"),
+        ("uri,a\n", "names no image"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises((ConfigError, StorageError), match=message):
+        build_manifest(str(tmp_path / "list.csv"))
+
+
+def test_a_loop_of_links_lists_each_file_once_and_odd_names_are_listed(tmp_path: Path) -> None:
+    _touch(tmp_path, "a/b.jpg")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    Path(str(tmp_path).encode().decode(), "a").joinpath("c\udcff.jpg").write_bytes(b"")
+    keys = build_manifest(str(tmp_path)).table.column("key").to_pylist()
+    assert keys == ["a/b.jpg", "a/c\\xff.jpg"]
