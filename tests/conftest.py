@@ -60,10 +60,10 @@ def version_0_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
-    """A running S3 server with the bucket `tests`; the AWS environment of the whole session points to it."""
+    """A running S3 server with the bucket `tests` and an Iceberg catalog; the session's AWS environment names it."""
     from pipelines.services.s3_server import local_s3
 
-    with local_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+    with local_s3(tmp_path_factory.mktemp("s3"), iceberg=True) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment().items():
             patch.setenv(name, value)
         server.create_bucket("tests")

@@ -24,6 +24,8 @@ from pipelines.services.process import HOST, Server, answer, executable, healthy
 from sparse_detr.errors import StorageError
 
 _REGION = "us-east-1"
+_PORTS = 8
+"""Of the parts of the store; one more for the Iceberg catalog."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,9 @@ class LocalS3:
     """http://127.0.0.1:port"""
     access_key: str
     secret_key: str = field(repr=False)
+    catalog: str | None = None
+    """Address of the Iceberg REST catalog, where one was asked for. Its tables are in table buckets, which boto3's
+    `s3tables` creates at `endpoint`."""
 
     def environment(self) -> dict[str, str]:
         """The AWS variables under which every client of this process and its children finds this store."""
@@ -78,8 +83,12 @@ class LocalS3:
 
 
 @contextmanager
-def local_s3(data_dir: Path) -> Iterator[LocalS3]:
+def local_s3(data_dir: Path, *, iceberg: bool = False) -> Iterator[LocalS3]:
     """Run a SeaweedFS server with generated credentials; its data stays in `data_dir`.
+
+    Args:
+        data_dir: is created if absent.
+        iceberg: also run its Iceberg REST catalog.
 
     Raises:
         ConfigError: the program `weed` is not installed.
@@ -91,14 +100,21 @@ def local_s3(data_dir: Path) -> Iterator[LocalS3]:
     _write_private(data_dir / "s3.json", _identities(access_key, secret_key))
 
     def handle(ports: Sequence[int]) -> LocalS3:
-        return LocalS3(endpoint=f"http://{HOST}:{ports[0]}", access_key=access_key, secret_key=secret_key)
+        catalog = f"http://{HOST}:{ports[_PORTS]}" if iceberg else None
+        return LocalS3(
+            endpoint=f"http://{HOST}:{ports[0]}", access_key=access_key, secret_key=secret_key, catalog=catalog
+        )
+
+    def ready(ports: Sequence[int]) -> bool:
+        listening = healthy(ports[0], "/healthz") and _has_volumes(ports[2]) and handle(ports).answers()
+        return listening and (not iceberg or healthy(ports[_PORTS], "/v1/config"))
 
     server = Server(
         name="SeaweedFS",
         log=data_dir / "weed.log",
-        ports=8,
+        ports=_PORTS + iceberg,
         command=lambda ports: _weed_command(weed, data_dir, ports),
-        ready=lambda ports: healthy(ports[0], "/healthz") and _has_volumes(ports[2]) and handle(ports).answers(),
+        ready=ready,
         seconds=60,
     )
     with running(server) as ports:
@@ -119,11 +135,12 @@ def _identities(access_key: str, secret_key: str) -> dict[str, object]:
 
 def _weed_command(weed: str, data_dir: Path, ports: Sequence[int]) -> list[str]:
     parts = [f"{part}.{kind}" for part in ("s3", "master", "volume", "filer") for kind in ("port", "port.grpc")]
-    listen = [f"-{part}={port}" for part, port in zip(parts, ports, strict=True)]
+    listen = [f"-{part}={port}" for part, port in zip(parts, ports[:_PORTS], strict=True)]
+    catalog = ports[_PORTS] if len(ports) > _PORTS else 0
     return [
         *(weed, "-logtostderr=true", "server", "-filer", "-s3"),
         *(f"-dir={data_dir.absolute()}", f"-s3.config={(data_dir / 's3.json').absolute()}"),
-        *(f"-ip={HOST}", f"-ip.bind={HOST}", *listen, "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *(f"-ip={HOST}", f"-ip.bind={HOST}", *listen, f"-s3.port.iceberg={catalog}", "-s3.port.lance=0"),
         # A misspelt bucket is an error, as with any other store.
         "-s3.autoCreateBucket=false",
         # No reservation of disk space; files of at most 512 MB; no waiting at the end.
