@@ -43,6 +43,8 @@ def _show(result: PredictResult) -> None:
     console = Console()
     facts = {"images": result.images, "detections": result.detections, "images with errors": result.errors,
              "seconds": result.seconds, "output": result.output}  # fmt: skip
+    if result.table is not None:
+        facts[f"{result.table.format} table"] = f"{result.table.table}, version {result.table.version}"
     console.print(values_table("Detections", facts))
     rows = [f"{row.uri}: {row.stage}: {row.message}" for row in result.error_rows]
     if rows:

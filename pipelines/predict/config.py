@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pipelines.detect.config import DetectionConfig, require_keep_ratio
 from pipelines.detect.tiles import TileGrid
@@ -74,6 +75,15 @@ class PredictConfig(InferenceConfig):
     """Also write `coco_results.json`, the form that COCO's evaluation reads; needs `annotations` for image ids."""
     csv: bool = False
     """Also write `detections.csv`, a line a box."""
+    table: Literal["iceberg", "delta"] | None = None
+    """Also commit the parts, as they are and once, to a table of this kind; it needs `sparse-detr[iceberg]` or
+    `sparse-detr[delta]`."""
+    table_name: str | None = None
+    """Name of the Iceberg table, `namespace.table`; it is created if absent."""
+    catalog: str = "default"
+    """Name of the Iceberg catalog in pyiceberg's configuration, such as `PYICEBERG_CATALOG__DEFAULT__URI`."""
+    table_uri: str | None = None
+    """Folder of the Delta table, which must hold `output`; by default the folder of the parts itself."""
     dry_run: bool = False
     """Write nothing: count the images, show the first, what would be booked, and how long it would take by a measured
     sample."""
@@ -82,6 +92,7 @@ class PredictConfig(InferenceConfig):
         InferenceConfig.__post_init__(self)
         require_known(self.existing, resumable=True)
         self._require_one_purpose()
+        self._require_table_of_its_kind()
         ErrorBudget.parse(self.error_budget)
         require(
             not self.retry_errors or self.existing == "resume",
@@ -102,8 +113,27 @@ class PredictConfig(InferenceConfig):
             )
             return
         require(bool(self.draw), "draw: it is empty; give a folder for the pictures")
-        for name in ("output", "dry_run", "retry_errors", "coco_results", "csv"):
+        for name in ("output", "dry_run", "retry_errors", "coco_results", "csv", "table"):
             value = getattr(self, name)
             require(
                 not value, f"{name}: {value} beside draw: {self.draw}; draw writes pictures alone, give one of the two"
             )
+
+    def _require_table_of_its_kind(self) -> None:
+        require(
+            self.table in (None, "iceberg", "delta"), f"table: {self.table!r} is not known; choose iceberg or delta"
+        )
+        require(
+            self.table is None or bool(self.output),
+            f"table: {self.table} without output; give a folder or an s3:// URI",
+        )
+        for name, kind in (("table_name", "iceberg"), ("table_uri", "delta")):
+            value = getattr(self, name)
+            require(
+                value is None or self.table == kind, f"{name}: {value!r} is for table: {kind}; it is {self.table!r}"
+            )
+        words = (self.table_name or "").split(".")
+        require(
+            self.table != "iceberg" or (len(words) > 1 and all(words)),
+            f"table_name: {self.table_name!r}; give namespace.table, such as vision.detections",
+        )

@@ -19,6 +19,7 @@ from pipelines.detect.prefetch import Block
 from pipelines.detect.workers import Pool, plan_pool
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.run import chosen_images, fingerprint_of
+from pipelines.predict.tables.choose import checked_table
 from sparse_detr.storage.location import check_access, locate
 
 SAMPLE = 32
@@ -77,6 +78,7 @@ def dry_run(config: PredictConfig) -> Plan:
         check_access(locate(uri))
     if config.output:
         check_access(locate(config.output), writable=True)
+        checked_table(config)
     model = load_checked(config, [config.keep_ratio])
     manifest = chosen_images(config)
     blocks = -(-len(manifest) // config.images_per_block)

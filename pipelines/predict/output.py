@@ -10,6 +10,7 @@ can tell a whole result from one that was cut short.
     coco_results.json, detections.csv    where they were asked for
     _parts/              journal of the parts that are done
     _lease/              the job that holds the folder
+    _table.json          the table that has the parts, where one was asked for
     _SUCCESS.json        written last: every part with rows, size and hash
 """
 

@@ -24,6 +24,8 @@ from pipelines.predict.output import SUCCESS_FILE, Record, begin, claim_output, 
 from pipelines.predict.parts import SHOWN_ERRORS, ParquetSink, Part, Stamp, summary
 from pipelines.predict.resume import Journal, done_parts, gaps, plan_tasks
 from pipelines.predict.stored_manifest import StoredBlocks, write_manifest
+from pipelines.predict.tables.choose import checked_table, commit, require_same_table
+from pipelines.predict.tables.release import Committed, Release
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ErrorBudgetError, IncompleteError, StorageError
 from sparse_detr.storage.lease import Lease, held
@@ -63,6 +65,8 @@ class PredictResult:
     """The first of the broken images; `errors.parquet` has them all."""
     done_before: int = 0
     """Images that an earlier session of the run had done."""
+    table: Committed | None = None
+    """The table that has the parts, where one was asked for."""
 
 
 def predict(
@@ -99,11 +103,15 @@ def predict(
     for uri in filter(None, inputs.values()):
         check_access(locate(uri))
     check_access(output, writable=True)
+    table = checked_table(config)
     fingerprint = fingerprint_of(config, describe_checked(config, [config.keep_ratio]))
     with held(output) as lease:
+        require_same_table(output, table)
         record = claim_output(output, fingerprint, _collection(config), config.existing, inputs)
         if record is not None and not config.retry_errors and output.child(SUCCESS_FILE).exists():
-            return _finished(output)
+            result = _finished(output)
+            if table is None or result.table is not None:
+                return result
         record = record or _begin(output, config, fingerprint)
         stamp = Stamp(fingerprint=fingerprint.digest, manifest=record["manifest"])
         tally = _Tally(total=record["total"], parts={part.first: part for part in done_parts(output, stamp)})
@@ -118,7 +126,8 @@ def predict(
                 pool = plan_pool(config, session, sum(task.num_rows for task in tasks))
                 _follow(tasks, _work(config, record, stamp), pool, _Run(config, output, lease, tally, on_progress))
         _require_whole(tally)
-        return _finish(config, output, fingerprint, tally, before, time.monotonic() - started)
+        committed = commit(table, Release(output=output, stamp=stamp, parts=tally.sorted()))
+        return _finish(config, output, fingerprint, tally, before, time.monotonic() - started, committed)
 
 
 def fingerprint_of(config: InferenceConfig, model: SparseDetr) -> Fingerprint:
@@ -282,7 +291,13 @@ def _require_whole(tally: _Tally) -> None:
 
 
 def _finish(
-    config: PredictConfig, output: Location, fingerprint: Fingerprint, tally: _Tally, before: int, seconds: float
+    config: PredictConfig,
+    output: Location,
+    fingerprint: Fingerprint,
+    tally: _Tally,
+    before: int,
+    seconds: float,
+    table: Committed | None,
 ) -> PredictResult:
     parts = tally.sorted()
     failed = finish.write_errors(output, parts, SHOWN_ERRORS)
@@ -300,6 +315,7 @@ def _finish(
         fingerprint=fingerprint.digest,
         error_rows=tuple(ErrorRow(**{name: row[name] for name in _ERROR_FIELDS}) for row in failed),
         done_before=before,
+        table=table,
     )
     listed = [{"name": part.name, "rows": part.rows, "size": part.size, "sha256": part.sha256} for part in parts]
     write_json(output.child(SUCCESS_FILE), asdict(result) | {"parts": listed})
@@ -314,4 +330,9 @@ def _finished(output: Location) -> PredictResult:
     content = json.loads(patiently(output.child(SUCCESS_FILE).read_bytes))
     del content["parts"]
     errors = tuple(ErrorRow(**row) for row in content.pop("error_rows"))
-    return PredictResult(**{**content, "done_before": content["images"], "error_rows": errors})
+    # Runs of before tables were known have no word of it.
+    table = content.pop("table", None)
+    return PredictResult(
+        **{**content, "done_before": content["images"], "error_rows": errors},
+        table=None if table is None else Committed(**table),
+    )

@@ -39,7 +39,7 @@ class SubmitConfig(ClusterConfig):
 
     id: str | None = None
     """Submission id of the job; unset lets Ray choose one."""
-    environment: tuple[str, ...] = ("AWS_*", "MLFLOW_*")
+    environment: tuple[str, ...] = ("AWS_*", "MLFLOW_*", "PYICEBERG_*")
     """Names (with * and ?) of the environment variables that travel along; the one word `none` sends none, where the
     cluster has its own credentials. Secrets among them are not shown by the dashboard, the job API or a log; paths and
     profiles of this machine (AWS_PROFILE, AWS_CA_BUNDLE and their like) stay here."""

@@ -40,6 +40,9 @@ BASE: dict[str, Any] = {"model": "m", "images": "i", "output": "o"}
         ("store_patience", -1.0),
         ("image_seconds", 0.0),
         ("existing", "append"),
+        ("table", "hudi"),
+        ("table_name", "vision.detections"),
+        ("table_uri", "/data"),
     ],
 )
 def test_field_out_of_range_is_refused_by_name(field: str, value: object) -> None:
@@ -94,3 +97,17 @@ def test_sides_that_do_not_go_together_are_refused() -> None:
         PredictConfig(**BASE, short_side=101, max_side=100)
     with pytest.raises(ConfigError, match="max_side: 160 is less than short_side: 200"):
         PredictConfig(**BASE, short_side=200).image_size(ImageSize(short_side=128, max_side=160))
+
+
+def test_an_iceberg_table_has_a_namespace() -> None:
+    options = {"model": "m", "images": "i", "output": "o", "table": "iceberg"}
+    assert PredictConfig(**options, table_name="a.b.c").table_name == "a.b.c"  # type: ignore[arg-type]
+    for name in (None, "", "detections", "vision.", ".detections"):
+        with pytest.raises(ConfigError, match="table_name"):
+            PredictConfig(**options, table_name=name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("other", [{"draw": "d"}, {"dry_run": True}])
+def test_a_table_needs_an_output(other: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="table"):
+        PredictConfig(model="m", images="i", table="delta", **other)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Tables: the parts of a run committed to Iceberg or Delta as they are, once."""
