@@ -21,7 +21,7 @@ from pipelines.detect.workers import USER_ERROR, user_error_row
 from pipelines.predict.output import DETECTIONS_FOLDER, SCHEMA_VERSION
 from sparse_detr.errors import StorageError
 from sparse_detr.storage.location import Location, locate
-from sparse_detr.storage.retry import patiently
+from sparse_detr.storage.retry import PATIENCE, patiently
 from sparse_detr.storage.s3 import explained
 
 SHOWN_ERRORS = 20
@@ -82,7 +82,7 @@ def part_rows(name: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def write_part(output: Location, first: int, table: pa.Table, stamp: Stamp) -> Part:
+def write_part(output: Location, first: int, table: pa.Table, stamp: Stamp, *, patience: float = PATIENCE) -> Part:
     """Write a part.
 
     Args:
@@ -90,10 +90,11 @@ def write_part(output: Location, first: int, table: pa.Table, stamp: Stamp) -> P
         first: number of the first row in the manifest.
         table: the rows, which follow each other in the manifest.
         stamp: of the run.
+        patience: seconds to wait for a store that is away.
 
     Raises:
         StorageError: the output cannot be written to.
-        StoreUnavailableError: the store was away for longer than `retry.PATIENCE`.
+        StoreUnavailableError: the store was away for longer than `patience`.
     """
     detections = pc.sum(pc.list_value_length(table.column("detections"))).as_py() or 0
     errors = table.num_rows - table.column("error").null_count
@@ -102,7 +103,7 @@ def write_part(output: Location, first: int, table: pa.Table, stamp: Stamp) -> P
     pq.write_table(table.replace_schema_metadata({**stamp.fields(), **counts}), buffer, compression="zstd")
     data = buffer.getvalue()
     last = first + table.num_rows - 1
-    patiently(output.child(DETECTIONS_FOLDER, part_name(first, last)).write_bytes, data)
+    patiently(output.child(DETECTIONS_FOLDER, part_name(first, last)).write_bytes, data, seconds=patience)
     sha256 = hashlib.sha256(data).hexdigest()
     return Part(first=first, last=last, size=len(data), sha256=sha256, detections=detections, errors=errors)
 
@@ -171,14 +172,15 @@ class ParquetSink:
 
     output: str
     stamp: Stamp
+    patience: float = PATIENCE
 
     def __call__(self, block: pa.Table, rows: pa.Table) -> pa.Table:
         """Write one block; where it holds some rows of a part alone, those are replaced in it."""
         output, place = locate(self.output), block.schema.metadata
         first, last = int(place[b"first"]), int(place[b"last"])
         if rows.num_rows < last - first + 1:
-            rows = _replaced(patiently(read_part, output, first, last), rows)
-        part = write_part(output, first, rows, self.stamp)
+            rows = _replaced(patiently(read_part, output, first, last, seconds=self.patience), rows)
+        part = write_part(output, first, rows, self.stamp, patience=self.patience)
         failed = rows.filter(pc.is_valid(rows.column("error"))).slice(0, SHOWN_ERRORS)
         sample = [{"uri": row["uri"], **row["error"]} for row in failed.select(["uri", "error"]).to_pylist()]
         return pa.Table.from_pylist([summary(part) | {"sample": sample}], schema=SUMMARY)

@@ -8,16 +8,17 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pyarrow as pa
 
 from pipelines.predict.output import DETECTIONS_FOLDER, PARTS_FOLDER
 from pipelines.predict.parts import Part, Stamp, inspect_part, summary
 from pipelines.predict.stored_manifest import TASK_SCHEMA
-from sparse_detr.errors import StorageError
+from sparse_detr.errors import StorageError, StoreUnavailableError
 from sparse_detr.storage.listing import list_files
 from sparse_detr.storage.location import Location
-from sparse_detr.storage.retry import PATIENCE, patiently
+from sparse_detr.storage.retry import patiently
 
 TASKS = 2000
 """At most so many tasks for Ray, each of one or more blocks. Below, a task is a block; above, ten million images in
@@ -49,21 +50,22 @@ class Journal:
         """Note a part, and write if it is time."""
         self._parts.append(part)
         self._dirty = True
-        if len(self._parts) >= self.FILE_PARTS:
+        full = len(self._parts) >= self.FILE_PARTS
+        if full or time.monotonic() >= self._due:
             self.flush()
+        if full and not self._dirty:
             self._parts, self._number = [], self._number + 1
-        elif time.monotonic() >= self._due:
-            self.flush()
 
-    def flush(self, *, seconds: float = PATIENCE) -> None:
-        """Write what was noted; wait for a store that is away for so many seconds."""
+    def flush(self) -> None:
+        """Write what was noted. A store that is away is tried again later: the journal only saves reading."""
         if not self._dirty:
             return
+        self._due = time.monotonic() + self.PAUSE
         content = {"stamp": dict(self._stamp.fields()), "parts": [summary(part) for part in self._parts]}
         file = self._folder.child(f"{self._writer}-{self._number:05d}.json")
-        patiently(file.write_bytes, json.dumps(content).encode(), seconds=seconds)
-        self._dirty = False
-        self._due = time.monotonic() + self.PAUSE
+        with suppress(StoreUnavailableError):
+            file.write_bytes(json.dumps(content).encode())
+            self._dirty = False
 
 
 def done_parts(output: Location, stamp: Stamp) -> list[Part]:

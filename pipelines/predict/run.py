@@ -226,8 +226,8 @@ def _work(config: PredictConfig, record: Record, stamp: Stamp) -> Work:
         ),
         root=record["root"],
         fingerprint=stamp.fingerprint,
-        sink=ParquetSink(output=output, stamp=stamp),
-        source=StoredBlocks(output=output, stamp=stamp),
+        sink=ParquetSink(output=output, stamp=stamp, patience=config.store_patience),
+        source=StoredBlocks(output=output, stamp=stamp, patience=config.store_patience),
     )
 
 
@@ -248,7 +248,7 @@ def _follow(tasks: list[Any], work: Work, pool: Pool, run: _Run) -> None:
                     break
     finally:
         with suppress(StorageError):
-            journal.flush(seconds=0.0)
+            journal.flush()
 
 
 def _note(row: Mapping[str, Any], tally: _Tally, journal: Journal) -> None:

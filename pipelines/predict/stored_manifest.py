@@ -20,7 +20,7 @@ from pipelines.predict.output import MANIFEST_FILE
 from pipelines.predict.parts import Stamp, read_part
 from sparse_detr.errors import StorageError
 from sparse_detr.storage.location import Location, locate
-from sparse_detr.storage.retry import patiently
+from sparse_detr.storage.retry import PATIENCE, patiently
 from sparse_detr.storage.s3 import explained
 
 ROW_GROUP = 1024
@@ -46,8 +46,8 @@ def write_manifest(output: Location, manifest: Manifest) -> str:
 class StoredManifest:
     """Rows of a manifest in the output folder, read group by group."""
 
-    def __init__(self, output: Location) -> None:
-        """Open it.
+    def __init__(self, output: Location, patience: float = PATIENCE) -> None:
+        """Open it; reads wait so many seconds for a store that is away.
 
         Raises:
             StorageError: it is absent or no Parquet file.
@@ -58,6 +58,7 @@ class StoredManifest:
         metadata = self._file.schema_arrow.metadata or {}
         self.root = metadata.get(_ROOT, b"").decode()
         self._group: tuple[int, pa.Table] | None = None
+        self._patience = patience
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -76,7 +77,7 @@ class StoredManifest:
 
     def _read(self, group: int) -> pa.Table:
         if self._group is None or self._group[0] != group:
-            self._group = (group, patiently(self._read_group, group))
+            self._group = (group, patiently(self._read_group, group, seconds=self._patience))
         return self._group[1]
 
     def _read_group(self, group: int) -> pa.Table:
@@ -90,12 +91,13 @@ class StoredBlocks:
 
     output: str
     stamp: Stamp
+    patience: float = PATIENCE
     _manifest: StoredManifest | None = field(default=None, init=False)
 
     def __call__(self, task: pa.Table) -> Iterator[pa.Table]:
         """The blocks of a task; each says in its schema's metadata which part it belongs to."""
         if self._manifest is None:
-            self._manifest = patiently(StoredManifest, locate(self.output))
+            self._manifest = patiently(StoredManifest, locate(self.output), self.patience, seconds=self.patience)
         for row in task.to_pylist():
             table = self._manifest.rows(row["first"], row["rows"])
             if row["redo"]:
@@ -106,14 +108,14 @@ class StoredBlocks:
 
     def _failed(self, table: pa.Table, first: int, rows: int) -> pa.Table:
         """The rows with an error, to be read as they are now, whatever was listed."""
-        part = patiently(read_part, locate(self.output), first, first + rows - 1)
+        part = patiently(read_part, locate(self.output), first, first + rows - 1, seconds=self.patience)
         chosen = table.take(pa.array(np.flatnonzero(pc.is_valid(part.column("error")).to_numpy())))
         place = chosen.schema.get_field_index("etag")
         return chosen.set_column(place, "etag", pa.nulls(chosen.num_rows, pa.string()))
 
-    def __getstate__(self) -> tuple[str, Stamp]:
-        return self.output, self.stamp
+    def __getstate__(self) -> tuple[str, Stamp, float]:
+        return self.output, self.stamp, self.patience
 
-    def __setstate__(self, state: tuple[str, Stamp]) -> None:
-        self.output, self.stamp = state
+    def __setstate__(self, state: tuple[str, Stamp, float]) -> None:
+        self.output, self.stamp, self.patience = state
         self._manifest = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,6 +31,8 @@ def patiently(work: Callable[..., T], *arguments: Any, seconds: float = PATIENCE
     """
     if seconds <= 0:
         return work(*arguments)
+    # stamina tells every retry to the terminal, which is the user's.
+    logging.getLogger("stamina").setLevel(logging.ERROR)
     for attempt in stamina.retry_context(
         on=StoreUnavailableError,
         attempts=None,
