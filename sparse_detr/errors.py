@@ -8,6 +8,7 @@
         CheckpointError        a checkpoint that is cut short, foreign or unsafe
         StorageError           a path, bucket or store that cannot be reached
           StoreUnavailableError  the store fails in a way that passes by itself: busy, restarting, cut off
+          StoreRefusedError      the store refuses the credentials, or the bucket is gone: true of every key
         OutputExistsError      results of another run stand where these would go
         IncompleteError        a job ended before all was done; the same command goes on
         ErrorBudgetError       more images of a collection failed than were allowed to
@@ -51,6 +52,10 @@ class StorageError(SparseDetrError):
 
 class StoreUnavailableError(StorageError):
     """The store fails in a way that passes by itself (5xx, 429, a connection cut or silent): try again later."""
+
+
+class StoreRefusedError(StorageError):
+    """The store refuses the credentials themselves, or the bucket is not there: no other key will fare better."""
 
 
 class OutputExistsError(SparseDetrError):

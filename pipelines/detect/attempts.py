@@ -38,7 +38,11 @@ def start_attempts() -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Attempts).options(scheduling_strategy=here).remote()
+    return (
+        ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts)
+        .options(scheduling_strategy=here)
+        .remote()
+    )
 
 
 class AttemptsOfEach:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines.detect.tiles import TileGrid
 from sparse_detr.data.decode import decode_image
 from sparse_detr.data.transforms import EvalTransform
-from sparse_detr.errors import ImageError, StorageError, StoreUnavailableError
+from sparse_detr.errors import ImageError, StorageError, StoreRefusedError, StoreUnavailableError
 from sparse_detr.records import Detections, ImageSize
 from sparse_detr.storage.location import Location
 from sparse_detr.storage.retry import PATIENCE, patiently
@@ -110,10 +110,11 @@ class ImageLoader:
 
         Raises:
             StoreUnavailableError: the store was away for longer than `patience`.
+            StoreRefusedError: it refuses the credentials, or the bucket is gone: no image is to blame.
         """
         try:
             data = self.fetch(locate, image)
-        except StoreUnavailableError:
+        except (StoreUnavailableError, StoreRefusedError):
             raise
         except StorageError as error:
             return ImageResult(index=image.index, key=image.key, failure=failure("fetch", error))

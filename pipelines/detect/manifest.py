@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pipelines.detect.rows import SCHEMA
 from sparse_detr.errors import AnnotationError, ConfigError, StorageError
 from sparse_detr.storage.listing import list_files
 from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.retry import patiently
 from sparse_detr.storage.s3 import explained, s3_filesystem
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -149,6 +151,14 @@ def build_manifest(images: str, annotations: str | None = None, *, uri_column: s
         sizes=[found.sizes[i] for i in order],
         etags=[found.etags[i] for i in order],
     )
+
+
+def list_identity(images: str, annotations: str | None) -> str | None:
+    """Hash of the file that lists the images; None where a folder is listed."""
+    file = locate(images if annotations is None else annotations)
+    if annotations is None and (not file.uri.lower().endswith(LIST_EXTENSIONS) or file.is_dir()):
+        return None
+    return hashlib.sha256(patiently(file.read_bytes)).hexdigest()[:16]
 
 
 def _listed_images(file: Location, uri_column: str) -> Manifest:

@@ -68,8 +68,12 @@ class Prefetch:
             self._count -= 1
             yield item
 
+    def _allowed(self) -> int:
+        """Where memory was short, no image is loaded before the one ahead of it is done."""
+        return 1 if any(entry.block.one_by_one for entry in self._open) else self._room
+
     def _fill(self) -> None:
-        while self._count < self._room:
+        while self._count < self._allowed():
             image = next(self._open[-1].rest, None) if self._open else None
             if image is not None:
                 self._open[-1].loading.append(self._submit(self._open[-1].block, image))

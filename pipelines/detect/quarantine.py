@@ -7,6 +7,7 @@ after the other; when it dies or is silent for too long, the image it had is the
 from __future__ import annotations
 
 import functools
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -34,14 +35,25 @@ def find_killers(images: Iterable[tuple[int, bytes]], seconds: float) -> dict[in
         for index, data in images:
             trial = trial or _Trial()
             outcome = trial.decode(data, seconds)
-            if outcome is not None:
+            if outcome is None:
+                continue
+            trial.end()
+            trial = None
+            if outcome is not NOBODY_S_FAULT:
                 found[index] = outcome
-                trial.end()
-                trial = None
+    except (OSError, TimeoutError):
+        # No process can be started here: no image is to blame for that.
+        return found
     finally:
         if trial is not None:
             trial.end()
     return found
+
+
+NOBODY_S_FAULT = ImageFailure(
+    stage="decode", type="KilledError", message="killed from outside, as when memory is short"
+)
+"""The trial process was killed by SIGKILL, which no decoder sends."""
 
 
 class _Trial:
@@ -53,7 +65,9 @@ class _Trial:
         )
         # Its start is not the image's fault, however long it takes on a busy machine.
         assert self._process.stdout is not None
-        within(_START_SECONDS, functools.partial(self._process.stdout.read, 1))
+        if not within(_START_SECONDS, functools.partial(self._process.stdout.read, 1)):
+            self.end()
+            raise OSError("the trial process does not start")
 
     def decode(self, data: bytes, seconds: float) -> ImageFailure | None:
         """None if the process lives on."""
@@ -80,6 +94,8 @@ class _Trial:
         if answer:
             return None
         code = process.wait()
+        if code == -signal.SIGKILL:
+            return NOBODY_S_FAULT
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return ImageFailure(
             stage="decode",

@@ -195,8 +195,13 @@ class Worker:
         self._attempts = attempts
         self._user_error: PackedError | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._device = "cuda" if gpu else "cpu"
+        self._load()
+
+    def _load(self) -> None:
+        self._user_error = None
         try:
-            self._prepare("cuda" if gpu else "cpu")
+            self._prepare(self._device)
         except SparseDetrError as error:
             self._user_error = pack(error)
 
@@ -210,6 +215,9 @@ class Worker:
 
     def __call__(self, task: pa.Table) -> Iterator[pa.Table]:
         """Detect the objects of the task's blocks and hand the rows to the sink."""
+        if self._user_error is not None and self._user_error[0] == StoreUnavailableError.__name__:
+            # The store was away when this worker started; it may be back.
+            self._load()
         if self._user_error is not None:
             yield self._work.sink.failed(self._user_error)
             return
@@ -245,6 +253,8 @@ class Worker:
         """The images of a block, and care where an attempt at it has ended a worker."""
         columns = (table.column(name).to_pylist() for name in ("index", "key", "etag"))
         images = [ImageRef(index=index, key=key, etag=etag) for index, key, etag in zip(*columns, strict=True)]
+        if not images:
+            return Block(images=images)
         attempt = self._begin(images[0].index)
         if attempt == 1:
             return Block(images=images)
@@ -252,7 +262,7 @@ class Worker:
             raise IncompleteError(
                 f"images {images[0].index} to {images[-1].index} of the manifest ({images[0].key} ...) ended their "
                 f"worker {MOST} times, and no image of them does so when decoded alone; is memory short? Fewer workers "
-                "or a smaller short_side need less; the same command goes on"
+                "or a smaller short_side need less"
             )
         return Block(images=images, failures=find_killers(self._files(images), self._seconds), one_by_one=attempt > 2)
 
@@ -290,7 +300,7 @@ class Worker:
         for name in block.column_names[len(MANIFEST_SCHEMA) :]:
             rows = rows.append_column(block.schema.field(name), block.column(name))
         written = self._work.sink(block, rows)
-        if self._attempts is not None:
+        if self._attempts is not None and indices:
             self._attempts.done.remote(indices[0])
         return written
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from scipy import stats
@@ -9,8 +10,8 @@ from scipy import stats
 from sparse_detr.errors import ConfigError, require
 
 _DOUBT = 1e-6
-"""Chance of stopping a run early that would have kept its budget: blocks come in a random order, so the images done so
-far are a sample of all."""
+"""Chance of stopping a run early that would have kept its budget. Blocks come in a random order, so those that are done
+are a sample of all; their images are not, for neighbours in a list often fail together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +43,22 @@ class ErrorBudget:
         require(number >= 0, f"error_budget: {text!r}; give 0 or more")
         return cls(text=text, number=number)
 
-    def exceeded(self, errors: int, done: int, total: int) -> bool:
-        """Whether `errors` of `done` images are too many, or leave no doubt that those of `total` will be."""
+    def exceeded(self, errors: int, done: int, total: int, blocks: int) -> bool:
+        """Whether `errors` of `done` images are too many, or leave no doubt that those of `total` will be.
+
+        Args:
+            errors: images that failed.
+            done: images that are done.
+            total: images of the run.
+            blocks: independent draws that the done images came in.
+        """
         if self.number is not None:
             return errors > self.number
         assert self.share is not None
         if errors > self.share * total:
             return True
-        # As many failures or more, if no more than the share of all failed.
-        return self.share < 1.0 and errors > 0 and bool(stats.binom.sf(errors - 1, done, self.share) < _DOUBT)
+        if not done or self.share == 1.0:
+            return False
+        # As many blocks' worth of failures or more, if no more than the share of all failed.
+        failed = math.ceil(errors * blocks / done)
+        return failed > 0 and bool(stats.binom.sf(failed - 1, blocks, self.share) < _DOUBT)

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.detect.rows import ERROR_TYPE, coco_entries
-from pipelines.predict.output import COCO_RESULTS_FILE, CSV_FILE, ERRORS_FILE
-from pipelines.predict.parts import Part, read_part
+from pipelines.predict.config import PredictConfig
+from pipelines.predict.output import COCO_RESULTS_FILE, CSV_FILE, DETECTIONS_FOLDER, ERRORS_FILE, SUCCESS_FILE
+from pipelines.predict.parts import Part, part_rows, read_part
 from sparse_detr.storage.location import Location
 from sparse_detr.storage.retry import patiently
 
@@ -67,6 +68,32 @@ def write_errors(output: Location, parts: Sequence[Part], show: int) -> list[dic
             writer.write_table(rows)
             shown += rows.slice(0, show - len(shown)).to_pylist()
     return shown
+
+
+def wanted(config: PredictConfig) -> tuple[str, ...]:
+    """Names of the forms that were asked for."""
+    forms = {COCO_RESULTS_FILE: config.coco_results, CSV_FILE: config.csv}
+    return tuple(name for name, asked in forms.items() if asked)
+
+
+def is_finished(output: Location, forms: Sequence[str]) -> bool:
+    """Whether nothing is left to do: the run has ended, and the forms that are wanted are there."""
+    return all(patiently(output.child(name).exists) for name in (SUCCESS_FILE, *forms))
+
+
+def write_forms(output: Location, parts: Sequence[Part], forms: Sequence[str]) -> None:
+    """Write the forms that are wanted, and anew those that are there of an earlier session."""
+    for name, write in ((COCO_RESULTS_FILE, write_coco_results), (CSV_FILE, write_csv)):
+        if name in forms or patiently(output.child(name).exists):
+            write(output, parts)
+
+
+def delete_others(output: Location, parts: Sequence[Part]) -> None:
+    """Delete parts that are not the run's, such as damaged ones: who reads the whole folder must not find them."""
+    folder, names = output.child(DETECTIONS_FOLDER), {part.name for part in parts}
+    for name in patiently(folder.list):
+        if part_rows(name) is not None and name not in names:
+            patiently(folder.child(name).delete_file)
 
 
 def write_coco_results(output: Location, parts: Sequence[Part]) -> Location:

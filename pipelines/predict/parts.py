@@ -179,11 +179,12 @@ class ParquetSink:
         output, place = locate(self.output), block.schema.metadata
         first, last = int(place[b"first"]), int(place[b"last"])
         if rows.num_rows < last - first + 1:
-            rows = _replaced(patiently(read_part, output, first, last, seconds=self.patience), rows)
-        part = write_part(output, first, rows, self.stamp, patience=self.patience)
+            part = patiently(read_part, output, first, last, seconds=self.patience)
+            rows = _replaced(part, rows, [index - first for index in block.column("index").to_pylist()])
+        written = write_part(output, first, rows, self.stamp, patience=self.patience)
         failed = rows.filter(pc.is_valid(rows.column("error"))).slice(0, SHOWN_ERRORS)
         sample = [{"uri": row["uri"], **row["error"]} for row in failed.select(["uri", "error"]).to_pylist()]
-        return pa.Table.from_pylist([summary(part) | {"sample": sample}], schema=SUMMARY)
+        return pa.Table.from_pylist([summary(written) | {"sample": sample}], schema=SUMMARY)
 
     def failed(self, error: PackedError) -> pa.Table:
         """A store that is away leaves a block undone; any other user error ends the run."""
@@ -197,13 +198,8 @@ def summary(part: Part) -> dict[str, object]:
     return {name: getattr(part, name) for name in ("first", "last", "size", "sha256", "detections", "errors")}
 
 
-def _replaced(part: pa.Table, rows: pa.Table) -> pa.Table:
-    """The part with these rows in place of its own of the same key and error."""
-    fresh = {row: place for place, row in enumerate(rows.column("key").to_pylist())}
-    keys: Sequence[str] = part.column("key").to_pylist()
-    failed = pc.is_valid(part.column("error")).to_pylist()
-    order = [
-        part.num_rows + fresh[key] if bad and key in fresh else place
-        for place, (key, bad) in enumerate(zip(keys, failed, strict=True))
-    ]
+def _replaced(part: pa.Table, rows: pa.Table, places: Sequence[int]) -> pa.Table:
+    """The part with these rows in those places."""
+    fresh = {place: part.num_rows + row for row, place in enumerate(places)}
+    order = [fresh.get(place, place) for place in range(part.num_rows)]
     return pa.concat_tables([part, rows.cast(part.schema)]).take(pa.array(order, pa.int64()))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,21 +13,21 @@ import numpy as np
 
 from pipelines.cluster.session import Connect, ray_session
 from pipelines.detect.load import describe_checked
-from pipelines.detect.manifest import Manifest, build_manifest
+from pipelines.detect.manifest import Manifest, build_manifest, list_identity
 from pipelines.detect.predictor import PredictorFactory
 from pipelines.detect.workers import Pool, Progress, Work, plan_pool, stream
 from pipelines.predict import finish
 from pipelines.predict.budget import ErrorBudget
 from pipelines.predict.config import InferenceConfig, PredictConfig
 from pipelines.predict.fingerprint import Fingerprint, model_sha256
-from pipelines.predict.output import SUCCESS_FILE, Record, begin, claim_output, write_json
+from pipelines.predict.output import PARTS_FOLDER, SUCCESS_FILE, Record, begin, claim_output, write_json
 from pipelines.predict.parts import SHOWN_ERRORS, ParquetSink, Part, Stamp, summary
 from pipelines.predict.resume import Journal, done_parts, gaps, plan_tasks
 from pipelines.predict.stored_manifest import StoredBlocks, write_manifest
 from pipelines.predict.tables.choose import checked_table, commit, require_same_table
 from pipelines.predict.tables.release import Committed, Release
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import ErrorBudgetError, IncompleteError, StorageError
+from sparse_detr.errors import ErrorBudgetError, IncompleteError, StorageError, StoreUnavailableError
 from sparse_detr.storage.lease import Lease, held
 from sparse_detr.storage.location import Location, check_access, locate
 from sparse_detr.storage.retry import patiently
@@ -105,10 +105,10 @@ def predict(
     check_access(output, writable=True)
     table = checked_table(config)
     fingerprint = fingerprint_of(config, describe_checked(config, [config.keep_ratio]))
-    with held(output) as lease:
+    with held(output) as lease, _going_on(config):
         require_same_table(output, table)
         record = claim_output(output, fingerprint, _collection(config), config.existing, inputs)
-        if record is not None and not config.retry_errors and output.child(SUCCESS_FILE).exists():
+        if record is not None and not config.retry_errors and finish.is_finished(output, finish.wanted(config)):
             result = _finished(output)
             if table is None or result.table is not None:
                 return result
@@ -119,6 +119,8 @@ def predict(
         tasks = plan_tasks(tally.sorted(), tally.total, config.images_per_block, retry_errors=config.retry_errors)
         # What is about to change is not whole until it is finished again.
         patiently(output.child(SUCCESS_FILE).delete_file)
+        if config.retry_errors:
+            _forget_parts_that_change(output, stamp, tally)
         if before and on_resume is not None:
             on_resume(before, tally.total)
         if tasks:
@@ -126,6 +128,7 @@ def predict(
                 pool = plan_pool(config, session, sum(task.num_rows for task in tasks))
                 _follow(tasks, _work(config, record, stamp), pool, _Run(config, output, lease, tally, on_progress))
         _require_whole(tally)
+        lease.check()
         committed = commit(table, Release(output=output, stamp=stamp, parts=tally.sorted()))
         return _finish(config, output, fingerprint, tally, before, time.monotonic() - started, committed)
 
@@ -157,7 +160,10 @@ def chosen_images(config: InferenceConfig) -> Manifest:
 
 @dataclass(slots=True, kw_only=True)
 class _Tally:
-    """Parts that are written so far, by their first row, and what was left undone."""
+    """Parts that are written so far, by their first row, and what was left undone.
+
+    The budget counts this session's: what an earlier one left may be what this one is to do again.
+    """
 
     total: int
     parts: dict[int, Part]
@@ -175,7 +181,13 @@ class _Tally:
         self.images = sum(part.rows for part in self.parts.values())
         self.errors = sum(part.errors for part in self.parts.values())
 
+    new_images: int = field(default=0, init=False)
+    new_errors: int = field(default=0, init=False)
+    tasks: int = field(default=0, init=False)
+
     def add(self, part: Part) -> None:
+        self.new_images += part.rows
+        self.new_errors += part.errors
         before = self.parts.get(part.first)
         self.images += part.rows - (before.rows if before else 0)
         self.errors += part.errors - (before.errors if before else 0)
@@ -200,6 +212,7 @@ def _collection(config: PredictConfig) -> Record:
     return {
         "images": locate(config.images).uri,
         "annotations": annotations,
+        "list": list_identity(config.images, config.annotations),
         "uri_column": config.uri_column,
         "limit": config.limit,
         "sample": config.sample,
@@ -239,6 +252,7 @@ def _follow(tasks: list[Any], work: Work, pool: Pool, run: _Run) -> None:
             for table in summaries:
                 for row in table.to_pylist():
                     _note(row, tally, journal)
+                tally.tasks += 1
                 run.lease.check()
                 if run.on_progress is not None:
                     run.on_progress(tally.images, tally.total)
@@ -271,22 +285,51 @@ def summary_fields() -> tuple[str, ...]:
 
 def _keep_budget(config: PredictConfig, tally: _Tally) -> None:
     budget = ErrorBudget.parse(config.error_budget)
-    errors, images = tally.errors, tally.images
-    if not budget.exceeded(errors, images, tally.total):
+    errors, images = tally.new_errors, tally.new_images
+    # Of an earlier session only what cannot get better counts: a run that retries errors starts from none.
+    old = 0 if config.retry_errors else tally.errors - errors
+    if not (
+        budget.exceeded(errors, images, tally.total, tally.tasks) or budget.exceeded(errors + old, 0, tally.total, 0)
+    ):
         return
     raise ErrorBudgetError(
-        f"error_budget: {budget.text} is exceeded, or will be: {errors} of the first {images} images failed "
+        f"error_budget: {budget.text} is exceeded, or will be: {errors} of the {images} images of this session failed "
         f"({tally.total} in all); first: {'; '.join(tally.sample[:3])}; the rows so far are in {config.output}; "
         "fix the images and add --retry-errors, or raise error_budget: the same command goes on"
     )
+
+
+def _forget_parts_that_change(output: Location, stamp: Stamp, tally: _Tally) -> None:
+    """Begin the journal anew without the parts that are to be replaced: theirs would tell of what is no more."""
+    patiently(output.child(PARTS_FOLDER).delete_dir)
+    journal = Journal(output, stamp)
+    for part in tally.sorted():
+        if not part.errors:
+            journal.add(part)
+    journal.flush()
+
+
+@contextmanager
+def _going_on(config: PredictConfig) -> Iterator[None]:
+    """A store that is away for too long leaves the run unfinished, wherever it is met."""
+    try:
+        yield
+    except StoreUnavailableError as error:
+        raise IncompleteError(f"{error}; {_how_to_go_on(config)}") from None
+    except IncompleteError as error:
+        raise IncompleteError(f"{error}; {_how_to_go_on(config)}") from None
+
+
+def _how_to_go_on(config: PredictConfig) -> str:
+    how = "" if config.existing == "resume" else " with existing set to resume"
+    return f"nothing that was done is lost, and the same command{how} goes on"
 
 
 def _require_whole(tally: _Tally) -> None:
     missing = sum(last - first + 1 for first, last in gaps(tally.sorted(), tally.total))
     if missing:
         raise IncompleteError(
-            f"{missing} of {tally.total} images are not done: {tally.reason or 'their workers gave no answer'}; "
-            "nothing that was done is lost, and the same command goes on"
+            f"{missing} of {tally.total} images are not done: {tally.reason or 'their workers gave no answer'}"
         )
 
 
@@ -301,10 +344,8 @@ def _finish(
 ) -> PredictResult:
     parts = tally.sorted()
     failed = finish.write_errors(output, parts, SHOWN_ERRORS)
-    if config.coco_results:
-        finish.write_coco_results(output, parts)
-    if config.csv:
-        finish.write_csv(output, parts)
+    finish.write_forms(output, parts, finish.wanted(config))
+    finish.delete_others(output, parts)
     result = PredictResult(
         images=tally.images,
         detections=sum(part.detections for part in parts),

@@ -33,6 +33,10 @@ DEAD_SECONDS = 45.0
 and a job that waits longer only delays its own restart."""
 
 
+_HELD: set[str] = set()
+"""Leases that jobs of this process hold."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
     """The job that holds a folder."""
@@ -59,8 +63,10 @@ class Lease:
         self._folder = folder
         self._owner = owner
         self._number = number
-        self.lost: Owner | None = None
-        """The job that took the folder over; None while it is ours."""
+        self.lost = threading.Event()
+        """Set when another job took the folder over."""
+        self._successor: Owner | None = None
+        _HELD.add(owner.id)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
@@ -71,16 +77,19 @@ class Lease:
         Raises:
             OutputExistsError: another job took it over, as after a long sleep of this one.
         """
-        if self.lost is not None:
+        if self.lost.is_set():
+            successor = self._successor or "another job"
             raise OutputExistsError(
-                f"output: {self._folder.parent().uri} was taken over by {self.lost}, because this job gave no sign of "
+                f"output: {self._folder.parent().uri} was taken over by {successor}, because this job gave no sign of "
                 "life; the other one goes on, this one ends"
             )
 
     def release(self) -> None:
         """Say that the job has ended; the folder is free."""
         self._over.set()
-        self._thread.join()
+        _HELD.discard(self._owner.id)
+        # A store that is silent must not hold the end of the job for minutes.
+        self._thread.join(2 * HEARTBEAT_SECONDS)
         with suppress(StorageError):
             _write(self._folder, self._number, replace(self._owner, ended=True))
             for number in _numbers(self._folder):
@@ -95,7 +104,9 @@ class Lease:
             with suppress(StorageError):
                 newest = max(_numbers(self._folder), default=self._number)
                 if newest > self._number:
-                    self.lost = _read(self._folder, newest)
+                    with suppress(StorageError):
+                        self._successor = _read(self._folder, newest)
+                    self.lost.set()
                     return
                 _write(self._folder, self._number, replace(self._owner, beat=beat))
 
@@ -130,6 +141,11 @@ def _taken(folder: Location, field: str) -> Lease:
         created = patiently(_file(folder, number).create, content)
         # A write whose answer was lost was repeated, and then refused because of itself.
         if created or _is_ours(folder, number, owner):
+            if created and patiently(_file(folder, number).create, content):
+                raise StorageError(
+                    f"{field}: {folder.parent().uri} is in a store that ignores conditional writes, by which two "
+                    "jobs on one output are kept apart; use one that knows them (AWS S3, MinIO, SeaweedFS, Ceph 19)"
+                )
             return Lease(folder, owner, number)
 
 
@@ -160,6 +176,9 @@ def _lives(owner: Owner) -> bool | None:
     here, there = (found.process.rpartition("/")[0] for found in (mine, owner))
     if not here or (mine.host, here) != (owner.host, there):
         return None
+    if (owner.pid, owner.process) == (mine.pid, mine.process):
+        # A job of this very process: the process lives on after it.
+        return owner.id in _HELD
     return _process_mark(owner.pid) == owner.process
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sparse_detr.deadline import within
-from sparse_detr.errors import StorageError, StoreUnavailableError
+from sparse_detr.errors import StorageError, StoreRefusedError, StoreUnavailableError
 from sparse_detr.redaction import without_secrets
 
 _TRANSIENT = re.compile(
@@ -29,6 +29,9 @@ _TRANSIENT = re.compile(
     r"Could not connect|Connection was closed|Failed to (?:connect|establish)|cut off"
 )
 """Words by which AWS's C++ library, pyarrow and botocore tell a failure that passes: busy, restarting, cut off."""
+_REFUSED_BY_NAME = ("INVALID_ACCESS_KEY", "SIGNATURE", "INVALID_CLIENT_TOKEN", "EXPIRED_TOKEN", "ExpiredToken",
+                    "InvalidAccessKeyId", "SignatureDoesNotMatch", "NO_SUCH_BUCKET", "NoSuchBucket")  # fmt: skip
+"""Answers that are about the credentials or the bucket, not about one key."""
 _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "INVALID_CLIENT_TOKEN", "HTTP status 403")
 
 
@@ -154,8 +157,7 @@ def _explained_boto(error: Exception, uri: str) -> StorageError:
     # Errors of the connection have no response, or None for one.
     with_code = (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
     text = f"{error} ({with_code})" if with_code else str(error)
-    kind = StoreUnavailableError if is_transient(text) else StorageError
-    return kind(f"{uri}: {_remedy(OSError(text))} ({without_secrets(str(error))})")
+    return _kind(text)(f"{uri}: {_remedy(OSError(text), text)} ({without_secrets(str(error))})")
 
 
 def endpoint() -> str:
@@ -177,18 +179,30 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        kind = StoreUnavailableError if is_transient(str(error)) else StorageError
-        raise kind(f"{uri}: {_remedy(error)} ({without_secrets(str(error))})") from None
+        told = _told_by_store(str(error), uri) if _is_store_s(error, uri) else ""
+        raise _kind(told)(f"{uri}: {_remedy(error, told)} ({without_secrets(str(error))})") from None
 
 
-def is_transient(text: str) -> bool:
-    """Whether an error of the store passes by itself, by its text: pyarrow's and botocore's errors have no code.
+def _is_store_s(error: BaseException, uri: str) -> bool:
+    """Whether an error is the store's own, and no plain answer such as that there is no such key."""
+    return uri.startswith("s3://") and not isinstance(error, FileNotFoundError | PermissionError)
 
-    A bucket that is missing or credentials that are refused do not, whatever else the text says.
-    """
-    if any(code in text for code in (*_REFUSED, "NO_SUCH_BUCKET", "NoSuchBucket")):
-        return False
-    return bool(_TRANSIENT.search(text))
+
+def _told_by_store(text: str, uri: str) -> str:
+    """The store's words in an error of pyarrow, without the key: a file may be called `photo (503).jpg`."""
+    for part in (uri.removeprefix("s3://"), uri.removeprefix("s3://").partition("/")[2]):
+        text = text.replace(part, "") if part else text
+    # Before these words pyarrow says what it was at, with the names of key and bucket.
+    return text[max(text.find("AWS Error"), 0) :]
+
+
+def _kind(told: str) -> type[StorageError]:
+    """The class of an error by the store's words: pyarrow's and botocore's errors have no code."""
+    if any(code in told for code in _REFUSED_BY_NAME):
+        return StoreRefusedError
+    if any(code in told for code in _REFUSED):
+        return StorageError
+    return StoreUnavailableError if _TRANSIENT.search(told) else StorageError
 
 
 def answered(seconds: float, work: Callable[[], None], uri: str) -> None:
@@ -201,15 +215,15 @@ def answered(seconds: float, work: Callable[[], None], uri: str) -> None:
         ) from None
 
 
-def _remedy(error: BaseException) -> str:
-    text = str(error)
+def _remedy(error: BaseException, text: str) -> str:
+    """What to do about an error, by its class and the store's words."""
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
         return f"the bucket does not exist{at_endpoint()}; create it or correct the name"
     if any(code in text for code in _REFUSED):
         return f"the store{at_endpoint()} refuses the credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if "NETWORK_CONNECTION" in text or "curlCode" in text:
         return f"nothing answers{at_endpoint()}; check AWS_ENDPOINT_URL and the network"
-    if is_transient(text):
+    if _TRANSIENT.search(text):
         return f"the store{at_endpoint()} is busy or away; try again later"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; make room, then run the same command again"

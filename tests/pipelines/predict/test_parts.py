@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,10 @@ def test_reading_names_what_is_wrong(tmp_path: Path) -> None:
         list(read_detections(locate(tmp_path)))
 
 
-def _block(first: int, last: int) -> pa.Table:
-    return pa.table({"index": [first]}).replace_schema_metadata({"first": str(first), "last": str(last)})
+def _block(first: int, last: int, rows: Sequence[int] | None = None) -> pa.Table:
+    index = range(first, last + 1) if rows is None else rows
+    table = pa.table({"index": pa.array(index, pa.int64())})
+    return table.replace_schema_metadata({"first": str(first), "last": str(last)})
 
 
 def test_rows_done_again_take_the_place_of_their_errors_alone(output: Location) -> None:
@@ -114,9 +117,33 @@ def test_rows_done_again_take_the_place_of_their_errors_alone(output: Location) 
     sink(_block(10, 14), _table(10, bad=(11, 13), count=5))
     again = _table(10, bad=(13,), count=5).filter(pc.is_in(pa.array([0, 1, 0, 1, 0]), pa.array([1])))
     assert again.column("key").to_pylist() == ["11.jpg", "13.jpg"]
-    summary = sink(_block(10, 14), again).to_pylist()[0]
+    summary = sink(_block(10, 14, [11, 13]), again).to_pylist()[0]
     assert (summary["errors"], summary["detections"]) == (1, 8)
     assert read_part(output, 10, 14).equals(_table(10, bad=(13,), count=5))
+
+
+def test_a_block_that_was_done_again_before_its_worker_died_is_done(output: Location) -> None:
+    sink = ParquetSink(output=output.uri, stamp=STAMP)
+    first = sink(_block(0, 2), _table(0, bad=()))
+    assert sink(_block(0, 2, []), _table(0, bad=()).slice(0, 0)).to_pylist() == first.to_pylist()
+
+
+def test_the_same_image_twice_keeps_both_rows_apart(output: Location) -> None:
+    sink = ParquetSink(output=output.uri, stamp=STAMP)
+    place = SCHEMA.get_field_index("key")
+    twice = _table(0, bad=(0, 2)).set_column(place, SCHEMA.field("key"), pa.array(["a", "b", "a"]))
+    sink(_block(0, 2), twice)
+    sink(_block(0, 2, [0, 2]), twice.take(pa.array([0, 2])))
+    assert read_part(output, 0, 2).column("image_id").to_pylist() == [100, 101, 102]
+
+
+def test_strays_are_deleted_at_the_end(output: Location, parts: list[Part], tmp_path: Path) -> None:
+    (tmp_path / "detections" / "part-0000000009-0000000009.parquet").write_bytes(b"cut")
+    (tmp_path / "detections" / "notes.txt").write_bytes(b"the user's own")
+    finish.delete_others(output, parts)
+    assert sorted(file.name for file in (tmp_path / "detections").iterdir()) == [
+        "notes.txt", *(part.name for part in parts),
+    ]  # fmt: skip
 
 
 def test_a_store_that_is_away_leaves_a_block_undone_and_other_errors_end_the_run(output: Location) -> None:

@@ -290,7 +290,7 @@ def test_a_store_that_is_away_is_waited_for(
     seconds = float(os.environ.get("SPARSE_DETR_TEST_AWAY_SECONDS", "40"))
     job = Job(_stored(store), tmp_path / "log", _through(proxy)).start()
     folder = store.child("out", "detections")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (folder.exists() and len(folder.list()) >= 2):
         assert time.monotonic() < deadline, job.log.read_text()
         time.sleep(0.05)
@@ -310,7 +310,7 @@ def test_a_store_that_stays_away_ends_the_run_unfinished(
     proxy, store = busy
     job = Job(_stored(store, "--store-patience", "5"), tmp_path / "log", _through(proxy)).start()
     folder = store.child("out", "detections")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (folder.exists() and len(folder.list()) >= 2):
         assert time.monotonic() < deadline, job.log.read_text()
         time.sleep(0.05)

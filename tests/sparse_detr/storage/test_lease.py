@@ -163,7 +163,7 @@ def test_an_owner_that_was_taken_over_learns_it(output: Location, monkeypatch: p
         owner = {"id": "y", "user": "bob", "host": "other", "pid": 2, "process": "p", "started": "t"}
         file.write_bytes(json.dumps(owner).encode())
         deadline = time.monotonic() + 20
-        while found.lost is None and time.monotonic() < deadline:
+        while not found.lost.is_set() and time.monotonic() < deadline:
             time.sleep(0.05)
         with pytest.raises(OutputExistsError, match="taken over by bob on other"):
             found.check()

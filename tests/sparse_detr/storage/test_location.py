@@ -17,8 +17,9 @@ import boto3
 import pytest
 
 from pipelines.services.s3_server import LocalS3
-from sparse_detr.errors import StorageError
+from sparse_detr.errors import StorageError, StoreRefusedError, StoreUnavailableError
 from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.s3 import explained
 
 DEADLINE = 15.0
 SECRET = "a-secret-nobody-may-see"
@@ -308,3 +309,35 @@ def test_a_folder_with_a_name_that_is_not_utf8_is_listed(tmp_path: Path) -> None
     assert folder.list(recursive=True) == ["a", "b\\xff/x"]
     with pytest.raises(StorageError, match="no such file or folder"):
         folder.child("b\\xff", "x").read_bytes()
+
+
+AWAY = "When reading information for key {key!r} in bucket 'b': AWS Error SLOW_DOWN during HeadObject operation: (503)"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(AWAY), StoreUnavailableError),
+        (OSError("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 28"), StoreUnavailableError),
+        (OSError("AWS Error UNKNOWN (HTTP status 500) during GetObject operation"), StoreUnavailableError),
+        (OSError("AWS Error ACCESS_DENIED during GetObject operation: (503) SLOW_DOWN"), StorageError),
+        (OSError("AWS Error EXPIRED_TOKEN during GetObject operation"), StoreRefusedError),
+        (OSError("AWS Error NO_SUCH_BUCKET during PutObject operation"), StoreRefusedError),
+        (FileNotFoundError("[Errno 2] Path does not exist 'b/{key}'"), StorageError),
+        (PermissionError("AWS Error (503)"), StorageError),
+    ],
+)
+@pytest.mark.parametrize("key", ["a.jpg", "photo (503).jpg", "SIGNATURES/ACCESS_DENIED/x.jpg", "SLOW_DOWN (429)/x.jpg"])
+def test_the_store_s_words_decide_what_passes_and_never_the_name_of_a_file(
+    key: str, error: OSError, kind: type[StorageError]
+) -> None:
+    told = type(error)(str(error).replace("{key!r}", repr(key)).replace("{key}", key))
+    with pytest.raises(StorageError) as caught, explained(f"s3://b/{key}"):
+        raise told
+    assert type(caught.value) is kind
+
+
+def test_nothing_local_passes_by_itself() -> None:
+    with pytest.raises(StorageError) as caught, explained("/a/photo (512).jpg"):
+        raise OSError("cannot read /a/photo (512).jpg: connection reset by peer (503)")
+    assert type(caught.value) is StorageError
