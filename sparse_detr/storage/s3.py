@@ -157,7 +157,7 @@ def _explained_boto(error: Exception, uri: str) -> StorageError:
     # Errors of the connection have no response, or None for one.
     with_code = (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
     text = f"{error} ({with_code})" if with_code else str(error)
-    return _kind(text)(f"{uri}: {_remedy(OSError(text), text)} ({without_secrets(str(error))})")
+    return store_error_kind(text)(f"{uri}: {_remedy(OSError(text), text)} ({without_secrets(str(error))})")
 
 
 def endpoint() -> str:
@@ -180,7 +180,7 @@ def explained(uri: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         told = _told_by_store(str(error), uri) if _is_store_s(error, uri) else ""
-        raise _kind(told)(f"{uri}: {_remedy(error, told)} ({without_secrets(str(error))})") from None
+        raise store_error_kind(told)(f"{uri}: {_remedy(error, told)} ({without_secrets(str(error))})") from None
 
 
 def _is_store_s(error: BaseException, uri: str) -> bool:
@@ -196,7 +196,7 @@ def _told_by_store(text: str, uri: str) -> str:
     return text[max(text.find("AWS Error"), 0) :]
 
 
-def _kind(told: str) -> type[StorageError]:
+def store_error_kind(told: str) -> type[StorageError]:
     """The class of an error by the store's words: pyarrow's and botocore's errors have no code."""
     if any(code in told for code in _REFUSED_BY_NAME):
         return StoreRefusedError

@@ -20,7 +20,7 @@ from sparse_detr.errors import ConfigError, SparseDetrError, StorageError, Store
 from sparse_detr.redaction import HIDDEN, without_secrets
 from sparse_detr.storage.location import ACCESS_DEADLINE, Location
 from sparse_detr.storage.retry import patiently
-from sparse_detr.storage.s3 import is_transient
+from sparse_detr.storage.s3 import store_error_kind
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ def explained(table: str, *, passing: tuple[type[Exception], ...] = (), secrets:
         text = " ".join(_COLOURS.sub("", without_secrets(f"{type(error).__name__}: {error}")).split())
         for secret in secrets:
             text = text.replace(secret, HIDDEN)
-        kind = StoreUnavailableError if isinstance(error, passing) or is_transient(text) else StorageError
+        kind = StoreUnavailableError if isinstance(error, passing) else store_error_kind(text)
         raise kind(
             f"table: {table}: cannot be used ({text[:_LONGEST]}); the parts are not touched, and the same command goes "
             "on once that is remedied"

@@ -28,7 +28,14 @@ from pipelines.predict.run import predict
 from pipelines.predict.stored_manifest import StoredBlocks, write_manifest
 from pipelines.services.s3_server import LocalS3
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import CheckpointError, ConfigError, ErrorBudgetError, OutputExistsError, StorageError
+from sparse_detr.errors import (
+    CheckpointError,
+    ConfigError,
+    ErrorBudgetError,
+    OutputExistsError,
+    StorageError,
+    StoreRefusedError,
+)
 from sparse_detr.records import ImageSize
 from sparse_detr.storage.location import Location, locate
 from sparse_detr.weights.model_folder import save_model
@@ -173,7 +180,7 @@ def test_too_many_errors_stop_the_run_and_a_larger_budget_goes_on(
     finished: PredictConfig, tmp_path: Path, budget: str
 ) -> None:
     config = replace(finished, output=str(tmp_path / "out"), images_per_block=2, workers=1, error_budget=budget)
-    expected = rf"error_budget: {budget} is exceeded, .*: [345] of the first \d+ images failed \(16 in all\)"
+    expected = rf"error_budget: {budget} is exceeded, .*: [345] of the \d+ images of this session failed \(16 in all\)"
     with pytest.raises(ErrorBudgetError, match=expected) as caught:
         predict(config)
     assert ".jpg: " in str(caught.value)
@@ -311,7 +318,7 @@ def _work(config: PredictConfig, keys: list[str], output: str, folder: Path) -> 
 
 @pytest.mark.parametrize(
     ("sink", "other_model", "kind"),
-    [("s3://no-such-place/out", None, StorageError), ("/tmp", "/no-such-place/model", CheckpointError)],
+    [("s3://no-such-place/out", None, StoreRefusedError), ("/tmp", "/no-such-place/model", CheckpointError)],
 )
 def test_what_a_worker_finds_wrong_reaches_the_user_in_its_own_words(
     finished: PredictConfig, s3: LocalS3, sink: str, other_model: str | None, kind: type[Exception], tmp_path: Path
