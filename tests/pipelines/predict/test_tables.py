@@ -19,6 +19,7 @@ import boto3
 import duckdb
 import pyarrow as pa
 import pytest
+from botocore.exceptions import ClientError
 
 from pipelines.detect.rows import SCHEMA
 from pipelines.predict import run
@@ -90,7 +91,12 @@ class Case:
 @pytest.fixture(scope="module")
 def catalog(s3: LocalS3) -> Iterator[None]:
     """SeaweedFS's own Iceberg catalog, as pyiceberg's configuration `weed`."""
-    boto3.client("s3tables", endpoint_url=s3.endpoint).create_table_bucket(name="tables")
+    # The module's tests may be run in two groups, and the fixture twice, on one server.
+    try:
+        boto3.client("s3tables", endpoint_url=s3.endpoint).create_table_bucket(name="tables")
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "BucketAlreadyExists":
+            raise
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "TYPE": "rest", "URI": s3.catalog, "WAREHOUSE": "s3://tables",
