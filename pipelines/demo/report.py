@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.evaluate.keep_ratios import RatioResult
-from pipelines.predict.run import ErrorRow
+from pipelines.predict.result import ErrorRow
 from sparse_detr.visualize.charts import Curve, bar_chart, curves, line_chart
 
 TEMPLATE = "report.html.jinja"

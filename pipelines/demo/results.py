@@ -13,7 +13,7 @@ from pipelines.demo.collection import IMAGE_SIZE, DemoData
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.report import Example, Link, Report, Step, Throughput, Trial, duration
 from pipelines.evaluate.run import EvaluateResult
-from pipelines.predict.run import PredictResult
+from pipelines.predict.result import PredictResult
 from pipelines.recipes.config import RunConfig
 from pipelines.train.run import TrainResult
 from sparse_detr.redaction import without_secrets

@@ -20,7 +20,8 @@ from pipelines.demo.steps import Bar, Steps
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.run import EvaluateResult, evaluate
 from pipelines.predict.config import PredictConfig
-from pipelines.predict.run import PredictResult, predict
+from pipelines.predict.result import PredictResult
+from pipelines.predict.run import predict
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.registry import get_recipe
 from pipelines.tracking.mlflow_tracker import open_run

@@ -11,7 +11,8 @@ from pipelines.cluster.session import announced
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.draw import DrawnImage, draw
 from pipelines.predict.dry_run import dry_run
-from pipelines.predict.run import PredictResult, predict
+from pipelines.predict.result import PredictResult
+from pipelines.predict.run import predict
 from sparse_detr.storage.location import locate
 
 

@@ -12,11 +12,10 @@ from pipelines.cluster.session import ray_session
 from pipelines.cluster.user_errors import PackedError, unpack
 from pipelines.detect.attempts import AttemptsOfEach, start_attempts
 from pipelines.detect.load import describe_checked
-from pipelines.detect.predictor import PredictorFactory
 from pipelines.detect.workers import Work, lazily, plan_pool
 from pipelines.predict.config import InferenceConfig
+from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory
 from pipelines.predict.resume import TASKS
-from pipelines.predict.run import chosen_images, fingerprint_of
 from sparse_detr.errors import require
 from sparse_detr.storage.location import check_access, locate
 
@@ -55,9 +54,7 @@ def detect_dataset(config: InferenceConfig) -> ray.data.Dataset:
         pool = plan_pool(config, session, blocks)
     work = Work(
         config=config,
-        predictor=PredictorFactory(
-            config=config, keep_ratio=config.keep_ratio, score_threshold=config.score_threshold, tiles=config.tiles()
-        ),
+        predictor=predictor_factory(config),
         root=manifest.root,
         fingerprint=fingerprint.digest,
         sink=Rows(),

@@ -13,9 +13,9 @@ from PIL import Image
 from pipelines.detect.images import ImageFailure, ImageResult
 from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import places
-from pipelines.detect.predictor import Predictor, PredictorFactory
+from pipelines.detect.predictor import Predictor
 from pipelines.predict.config import PredictConfig
-from pipelines.predict.run import chosen_images
+from pipelines.predict.inference import chosen_images, predictor_factory
 from sparse_detr.data.decode import decode_image
 from sparse_detr.errors import ConfigError, require
 from sparse_detr.storage.location import Location, check_access, locate
@@ -123,9 +123,7 @@ def _predictor(config: PredictConfig) -> Predictor:
     gpu = torch.cuda.is_available()
     require(gpu or config.device != "gpu", "device: 'gpu', but torch finds none here; choose auto or cpu")
     model = load_checked(config, [config.keep_ratio])
-    factory = PredictorFactory(
-        config=config, keep_ratio=config.keep_ratio, score_threshold=config.score_threshold, tiles=config.tiles()
-    )
+    factory = predictor_factory(config)
     return factory(model, "cuda" if gpu and config.device != "cpu" else "cpu")
 
 

@@ -14,11 +14,10 @@ from pipelines.cluster.session import RaySession, available_cpus, ray_session
 from pipelines.detect.images import ImageRef
 from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import Manifest, places
-from pipelines.detect.predictor import PredictorFactory
 from pipelines.detect.prefetch import Block
 from pipelines.detect.workers import Pool, plan_pool
 from pipelines.predict.config import PredictConfig
-from pipelines.predict.run import chosen_images, fingerprint_of
+from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory
 from pipelines.predict.tables.choose import checked_table
 from sparse_detr.storage.location import check_access, locate
 
@@ -83,9 +82,7 @@ def dry_run(config: PredictConfig) -> Plan:
     manifest = chosen_images(config)
     blocks = -(-len(manifest) // config.images_per_block)
     torch.set_num_threads(max(1, int(config.cpus_per_worker)))
-    factory = PredictorFactory(
-        config=config, keep_ratio=config.keep_ratio, score_threshold=config.score_threshold, tiles=config.tiles()
-    )
+    factory = predictor_factory(config)
     predictor = factory(model, "cpu")
     chosen = np.random.default_rng(0).permutation(len(manifest))[: 2 * SAMPLE]
     warm, timed = (_block(manifest, rows) for rows in (chosen[: len(chosen) // 2], chosen[len(chosen) // 2 :]))

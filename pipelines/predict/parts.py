@@ -10,7 +10,8 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -166,7 +167,7 @@ SUMMARY = pa.schema(
 user error that ends the run."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ParquetSink:
     """Writes each block's rows as a part and returns its summary, so that boxes never pass through the driver."""
 
@@ -176,7 +177,7 @@ class ParquetSink:
 
     def __call__(self, block: pa.Table, rows: pa.Table) -> pa.Table:
         """Write one block; where it holds some rows of a part alone, those are replaced in it."""
-        output, place = locate(self.output), block.schema.metadata
+        output, place = self._place, block.schema.metadata
         first, last = int(place[b"first"]), int(place[b"last"])
         if rows.num_rows < last - first + 1:
             part = patiently(read_part, output, first, last, seconds=self.patience)
@@ -184,18 +185,18 @@ class ParquetSink:
         written = write_part(output, first, rows, self.stamp, patience=self.patience)
         failed = rows.filter(pc.is_valid(rows.column("error"))).slice(0, SHOWN_ERRORS)
         sample = [{"uri": row["uri"], **row["error"]} for row in failed.select(["uri", "error"]).to_pylist()]
-        return pa.Table.from_pylist([summary(written) | {"sample": sample}], schema=SUMMARY)
+        return pa.Table.from_pylist([asdict(written) | {"sample": sample}], schema=SUMMARY)
+
+    @cached_property
+    def _place(self) -> Location:
+        """The output, whose client keeps its connections from block to block."""
+        return locate(self.output)
 
     def failed(self, error: PackedError) -> pa.Table:
         """A store that is away leaves a block undone; any other user error ends the run."""
         kind, message = error
         row = {"undone": message} if kind == "StoreUnavailableError" else user_error_row(error)
         return pa.Table.from_pylist([row], schema=SUMMARY)
-
-
-def summary(part: Part) -> dict[str, object]:
-    """The part's fields, as a journal and a summary hold them."""
-    return {name: getattr(part, name) for name in ("first", "last", "size", "sha256", "detections", "errors")}
 
 
 def _replaced(part: pa.Table, rows: pa.Table, places: Sequence[int]) -> pa.Table:

@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 
 import pyarrow as pa
 
 from pipelines.predict.output import DETECTIONS_FOLDER, PARTS_FOLDER
-from pipelines.predict.parts import Part, Stamp, inspect_part, summary
+from pipelines.predict.parts import Part, Stamp, inspect_part
 from pipelines.predict.stored_manifest import TASK_SCHEMA
 from sparse_detr.errors import StorageError, StoreUnavailableError
 from sparse_detr.storage.listing import list_files
@@ -61,7 +62,7 @@ class Journal:
         if not self._dirty:
             return
         self._due = time.monotonic() + self.PAUSE
-        content = {"stamp": dict(self._stamp.fields()), "parts": [summary(part) for part in self._parts]}
+        content = {"stamp": dict(self._stamp.fields()), "parts": [asdict(part) for part in self._parts]}
         file = self._folder.child(f"{self._writer}-{self._number:05d}.json")
         with suppress(StoreUnavailableError):
             file.write_bytes(json.dumps(content).encode())

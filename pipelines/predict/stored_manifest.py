@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -85,19 +86,20 @@ class StoredManifest:
             return self._file.read_row_group(group).replace_schema_metadata(None)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredBlocks:
     """A source whose tasks name rows of the stored manifest; see TASK_SCHEMA."""
 
     output: str
     stamp: Stamp
     patience: float = PATIENCE
-    _manifest: StoredManifest | None = field(default=None, init=False)
+
+    @cached_property
+    def _manifest(self) -> StoredManifest:
+        return patiently(StoredManifest, locate(self.output), self.patience, seconds=self.patience)
 
     def __call__(self, task: pa.Table) -> Iterator[pa.Table]:
         """The blocks of a task; each says in its schema's metadata which part it belongs to."""
-        if self._manifest is None:
-            self._manifest = patiently(StoredManifest, locate(self.output), self.patience, seconds=self.patience)
         for row in task.to_pylist():
             table = self._manifest.rows(row["first"], row["rows"])
             if row["redo"]:
@@ -112,10 +114,3 @@ class StoredBlocks:
         chosen = table.take(pa.array(np.flatnonzero(pc.is_valid(part.column("error")).to_numpy())))
         place = chosen.schema.get_field_index("etag")
         return chosen.set_column(place, "etag", pa.nulls(chosen.num_rows, pa.string()))
-
-    def __getstate__(self) -> tuple[str, Stamp, float]:
-        return self.output, self.stamp, self.patience
-
-    def __setstate__(self, state: tuple[str, Stamp, float]) -> None:
-        self.output, self.stamp, self.patience = state
-        self._manifest = None

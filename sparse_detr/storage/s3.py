@@ -51,10 +51,8 @@ def s3_filesystem(*, patient: bool = True) -> fs.S3FileSystem:
         if url.scheme not in ("http", "https") or not url.hostname or url.username:
             raise StorageError("AWS_ENDPOINT_URL: is not an address; give http://host:port or https://host:port")
         options = {"endpoint_override": url.netloc, "scheme": url.scheme}
-    # Without a region the SDK asks the EC2 metadata service, which takes seconds where there is none.
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if address else None)
     return fs.S3FileSystem(
-        region=region,
+        region=_region(),
         connect_timeout=5 if patient else 2,
         request_timeout=60 if patient else 4,
         # A small file is then one request, not three.
@@ -70,14 +68,13 @@ def s3_client() -> Any:
     from botocore.config import Config
 
     address = endpoint()
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if address else None)
     # Virtual hosts (bucket.host) exist at AWS alone.
     style = {"addressing_style": "path"} if address else {}
     config = Config(
         connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 5}, s3=style,
         max_pool_connections=64,
     )  # fmt: skip
-    return boto3.client("s3", endpoint_url=address or None, region_name=region, config=config)
+    return boto3.client("s3", endpoint_url=address or None, region_name=_region(), config=config)
 
 
 def create_object(bucket: str, key: str, data: bytes, uri: str) -> bool:
@@ -158,6 +155,12 @@ def _explained_boto(error: Exception, uri: str) -> StorageError:
     with_code = (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
     text = f"{error} ({with_code})" if with_code else str(error)
     return store_error_kind(text)(f"{uri}: {_remedy(OSError(text), text)} ({without_secrets(str(error))})")
+
+
+def _region() -> str | None:
+    # Without a region the SDK asks the EC2 metadata service, which takes seconds where there is none.
+    own = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return own or ("us-east-1" if endpoint() else None)
 
 
 def endpoint() -> str:

@@ -26,7 +26,7 @@ from pipelines.demo.report import (
     write_report,
 )
 from pipelines.evaluate.keep_ratios import RatioResult
-from pipelines.predict.run import ErrorRow
+from pipelines.predict.result import ErrorRow
 from sparse_detr.evaluation.coco_ap import CocoMetrics
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)

@@ -396,7 +396,7 @@ def test_a_run_with_a_table(
 
     # Dies between the commit and `_SUCCESS.json`.
     with monkeypatch.context() as patch:
-        patch.setattr(run, "write_json", lambda *_: pytest.fail("died"))
+        patch.setattr(run, "write_success", lambda *_: pytest.fail("died"))
         with pytest.raises(pytest.fail.Exception, match="died"):
             predict(replace(config, existing="overwrite"))
     assert not store.child("_SUCCESS.json").exists()
