@@ -55,7 +55,8 @@ class ErrorBudget:
         if self.number is not None:
             return errors > self.number
         assert self.share is not None
-        if errors > self.share * total:
+        # Rounded up: one broken image among nine is no reason to stop.
+        if errors > math.ceil(round(self.share * total, 6)):
             return True
         if not done or self.share == 1.0:
             return False

@@ -69,8 +69,8 @@ class PredictConfig(InferenceConfig):
     retry_errors: bool = False
     """Do images with an error row again, as they are now, and replace their rows."""
     error_budget: str = "10%"
-    """Stop once more images fail than this share of all, such as `1%`, or this number; a share also stops a run whose
-    failures until then leave no doubt that it will be exceeded. `100%` never stops."""
+    """Stop once more images fail than this share of all (rounded up to whole images), such as `1%`, or this number; a
+    share also stops a run whose failures until then leave no doubt that it will be exceeded. `100%` never stops."""
     coco_results: bool = False
     """Also write `coco_results.json`, the form that COCO's evaluation reads; needs `annotations` for image ids."""
     csv: bool = False

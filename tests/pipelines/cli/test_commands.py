@@ -78,7 +78,10 @@ def test_train_then_predict(
     settings = json.loads((tmp_path / "out" / "_run.json").read_text())["settings"]
     assert (settings["short_side"], settings["max_side"]) == (64, 64)
     assert [Path(row["uri"]).name for row in rows if row["error"] is not None] == ["broken.jpg"]
-    assert cli.main(arguments) == 2
+    # The same command again finds its work done; another setting is not what the rows were made with.
+    assert cli.main(arguments) == 0
+    assert "All images were done before" in capsys.readouterr().err
+    assert cli.main([*arguments, "--score-threshold", "0.9"]) == 2
     assert "overwrite" in capsys.readouterr().err
 
 

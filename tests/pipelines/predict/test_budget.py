@@ -32,6 +32,14 @@ def test_a_share_is_of_all_images() -> None:
     assert ErrorBudget.parse("0%").exceeded(1, 1, 20, 1)
 
 
+def test_a_share_of_few_images_is_rounded_up() -> None:
+    budget = ErrorBudget.parse("10%")
+    assert not budget.exceeded(1, 9, 9, 1)
+    assert budget.exceeded(2, 9, 9, 1)
+    assert not budget.exceeded(100, 1000, 1000, 16)
+    assert budget.exceeded(101, 1000, 1000, 16)
+
+
 @pytest.mark.parametrize("together", [1, 64, 3200])
 def test_a_run_that_keeps_its_budget_is_hardly_ever_stopped(together: int) -> None:
     """300 runs of 500 blocks of 64 in a random order, of which a tenth of the images fail, just as many as may:
