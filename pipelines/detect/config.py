@@ -23,17 +23,23 @@ class PredictorConfig:
     where its folder does not tell."""
     max_detections: int = 100
     """At most so many boxes an image, best first."""
-    batch_size: int = 4
-    """Images that pass the model together. Only images of one resized shape do, so the batch pads nothing."""
+    batch_size: int | Literal["auto"] = 4
+    """Images that pass the model together. Only images of one resized shape do, so the batch pads nothing. `auto`
+    measures what is fastest on a worker before the first image, and a run that goes on keeps it."""
     fetch_threads: int = 4
     """Images that a worker fetches and decodes at the same time, while the model runs."""
     store_patience: float = PATIENCE
     """Seconds to wait for a store that is away or busy; what is not read or written then is left undone."""
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "max_side", "max_detections", "batch_size", "fetch_threads"):
+        for name in ("short_side", "max_side", "max_detections", "fetch_threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}: {value}; give a whole number of at least 1")
+        size = self.batch_size
+        require(
+            size == "auto" or (isinstance(size, int) and size >= 1),
+            f"batch_size: {size}; give a whole number of at least 1, or auto",
+        )
         if self.short_side is not None and self.max_side is not None:
             self.image_size(None)
         require(

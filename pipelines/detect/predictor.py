@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from pipelines.detect.batch_size import fastest, speeds
 from pipelines.detect.config import PredictorConfig
 from pipelines.detect.images import ImageLoader, ImageRef, ImageResult, Locate, ReadyImage, Watch, failure
 from pipelines.detect.prefetch import Block, Loaded, Prefetch
@@ -66,9 +68,10 @@ class Predictor:
         self._config = config = config or PredictorConfig()
         self._threshold = score_threshold
         self._keep_ratio = keep_ratio
-        self._size = config.image_size(model.image_size)
+        self.size = config.image_size(model.image_size)
+        """Of images as they pass the model."""
         self._tiled = tiles is not None
-        self._loader = ImageLoader(self._size, tiles=tiles, patience=config.store_patience, watch=watch)
+        self._loader = ImageLoader(self.size, tiles=tiles, patience=config.store_patience, watch=watch)
         self._threads = ThreadPoolExecutor(config.fetch_threads, thread_name_prefix="fetch")
 
     def check(self) -> None:
@@ -79,7 +82,7 @@ class Predictor:
             ImageError: it cannot run at this size, or gives numbers that are not finite.
         """
         self_test(self.device.type)
-        side = min(self._size.short_side, 256)
+        side = min(self.size.short_side, 256)
         blank = ReadyImage(index=0, key="self-check", size=(side, side), pixels=torch.zeros(3, side, side))
         for result in self._run_apart([blank]):
             if result.failure is not None:
@@ -122,13 +125,19 @@ class Predictor:
         Raises:
             StoreUnavailableError: the store was away for longer than the loader waits.
         """
-        room = self._config.fetch_threads + self._config.batch_size
+        room = self._config.fetch_threads + self.batch_size
         for block, loaded in Prefetch(blocks, lambda block, image: self._submit(place, block, image), room):
             yield self._detected(block, loaded)
 
+    @cached_property
+    def batch_size(self) -> int:
+        """Largest number of images that pass the model together; measured now where that is asked for."""
+        size = self._config.batch_size
+        return fastest(speeds(self.run, self.size)) if size == "auto" else size
+
     def _detected(self, block: Block, loaded: Iterator[Loaded]) -> list[ImageResult]:
         found: list[ImageResult] = []
-        batch_size = 1 if block.one_by_one else self._config.batch_size
+        batch_size = 1 if block.one_by_one else self.batch_size
         open_batches: dict[tuple[int, ...], list[ReadyImage]] = {}
         for item in loaded:
             if isinstance(item, ImageResult):

@@ -7,7 +7,6 @@ books every CPU: Ray Data's own tasks need one, and the job would wait for it fo
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,19 +19,19 @@ import pyarrow as pa
 import torch
 
 from pipelines.cluster.access import DriverAccess
-from pipelines.cluster.session import RaySession, available_cpus
 from pipelines.cluster.user_errors import PackedError, pack, unpack
 from pipelines.detect.attempts import MOST, start_attempts
 from pipelines.detect.config import DetectionConfig
 from pipelines.detect.images import ImageLoader, ImageRef, ImageResult
 from pipelines.detect.manifest import MANIFEST_SCHEMA, places
+from pipelines.detect.pool import Pool
 from pipelines.detect.predictor import MakePredictor
 from pipelines.detect.prefetch import Block
 from pipelines.detect.quarantine import find_killers
 from pipelines.detect.rows import results_table
 from pipelines.detect.watchdog import Watchdog
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import ConfigError, IncompleteError, SparseDetrError, StorageError, StoreUnavailableError
+from sparse_detr.errors import IncompleteError, SparseDetrError, StorageError, StoreUnavailableError
 from sparse_detr.records import COCO_IMAGE_SIZE
 from sparse_detr.storage.retry import patiently
 
@@ -82,40 +81,6 @@ class Work:
     source: BlockSource
     table: Callable[..., pa.Table] = results_table
     """Makes rows of a block's results; takes what `results_table` does."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
-    """Number of actors, and the resources that Ray books for each."""
-
-    size: int
-    cpus: float
-    gpus: int
-
-
-def plan_pool(config: DetectionConfig, session: RaySession, blocks: int) -> Pool:
-    """Fit the workers into the cluster, with one CPU left for Ray Data's own tasks.
-
-    Raises:
-        ConfigError: GPUs are asked for, and the cluster has none or fewer than workers.
-    """
-    gpu = config.device == "gpu" or (config.device == "auto" and session.gpus >= 1)
-    if gpu and session.gpus < (config.workers or 1):
-        raise ConfigError(
-            f"workers: {config.workers or 1} on GPUs, but the cluster has {session.gpus:g}; give fewer workers, or "
-            "device cpu"
-        )
-    wanted = config.workers or int(session.gpus if gpu else _cores(session))
-    size = max(1, min(wanted, blocks))
-    share = min(config.cpus_per_worker, max(session.cpus - 1.0, 0.0) / size)
-    # Ray counts in steps of 0.0001; rounding up could take the CPU that has to stay free.
-    return Pool(size=size, cpus=math.floor(share * 1000) / 1000, gpus=int(gpu))
-
-
-def _cores(session: RaySession) -> float:
-    """Cores that are really there: a Ray of this machine's own may believe in more CPUs than it has."""
-    on_loopback = session.address.startswith("127.")
-    return min(session.cpus, available_cpus()) if on_loopback else session.cpus
 
 
 def lazily(tasks: Sequence[pa.Table], work: Work, pool: Pool, attempts: Any) -> Any:

@@ -15,7 +15,9 @@ from pipelines.cluster.session import Connect, ray_session
 from pipelines.cluster.user_errors import PackedError
 from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import Manifest
-from pipelines.detect.workers import USER_ERROR, Progress, Work, plan_pool, stream, user_error_row
+from pipelines.detect.pool import plan_pool, with_batch_size
+from pipelines.detect.predictor import PredictorFactory
+from pipelines.detect.workers import USER_ERROR, Progress, Work, stream, user_error_row
 from pipelines.evaluate.categories import match_categories
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.keep_ratios import RatioResult, RatioTally, ratio_plot
@@ -168,19 +170,20 @@ def _detect(
     images = sorted(index.images, key=lambda image: (image.file_name, image.id))
     manifest = Manifest.of(locate(config.images).uri, [i.file_name for i in images], [i.id for i in images])
     ratios = config.keep_ratio or (None,)
-    work = Work(
-        config=config,
-        predictor=MeasuredPredictorFactory(config=config, keep_ratios=ratios, overlap=config.attention_overlap),
-        root=manifest.root,
-        fingerprint="",
-        sink=ReturnRows(),
-        source=WholeTask(),
-        table=measured_table,
-    )
     done = 0
     blocks = manifest.blocks(config.images_per_block)
     with connect() as session:
         pool = plan_pool(config, session, len(blocks))
+        config = with_batch_size(config, PredictorFactory(config=config, keep_ratio=ratios[0]), pool)
+        work = Work(
+            config=config,
+            predictor=MeasuredPredictorFactory(config=config, keep_ratios=ratios, overlap=config.attention_overlap),
+            root=manifest.root,
+            fingerprint="",
+            sink=ReturnRows(),
+            source=WholeTask(),
+            table=measured_table,
+        )
         with closing(stream(blocks, work, pool)) as tables:
             for rows in tables:
                 _require_sound(rows)

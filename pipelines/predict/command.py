@@ -43,7 +43,7 @@ def predict_command(config: PredictConfig) -> int:
 def _show(result: PredictResult) -> None:
     console = Console()
     facts = {"images": result.images, "detections": result.detections, "images with errors": result.errors,
-             "seconds": result.seconds, "output": result.output}  # fmt: skip
+             "batch size": result.batch_size or "-", "seconds": result.seconds, "output": result.output}  # fmt: skip
     if result.table is not None:
         facts[f"{result.table.format} table"] = f"{result.table.table}, version {result.table.version}"
     console.print(values_table("Detections", facts))

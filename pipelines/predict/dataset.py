@@ -12,7 +12,8 @@ from pipelines.cluster.session import ray_session
 from pipelines.cluster.user_errors import PackedError, unpack
 from pipelines.detect.attempts import AttemptsOfEach, start_attempts
 from pipelines.detect.load import describe_checked
-from pipelines.detect.workers import Work, lazily, plan_pool
+from pipelines.detect.pool import plan_pool, with_batch_size
+from pipelines.detect.workers import Work, lazily
 from pipelines.predict.config import InferenceConfig
 from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory
 from pipelines.predict.resume import TASKS
@@ -52,6 +53,7 @@ def detect_dataset(config: InferenceConfig) -> ray.data.Dataset:
     blocks = -(-len(manifest) // config.images_per_block)
     with ray_session() as session:
         pool = plan_pool(config, session, blocks)
+    config = with_batch_size(config, predictor_factory(config), pool)
     work = Work(
         config=config,
         predictor=predictor_factory(config),

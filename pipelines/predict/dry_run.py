@@ -14,8 +14,8 @@ from pipelines.cluster.session import RaySession, available_cpus, ray_session
 from pipelines.detect.images import ImageRef
 from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import Manifest, places
+from pipelines.detect.pool import Pool, plan_pool
 from pipelines.detect.prefetch import Block
-from pipelines.detect.workers import Pool, plan_pool
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory
 from pipelines.predict.tables.choose import checked_table
@@ -37,6 +37,7 @@ class Plan:
     """Of all images; None where they were not listed, but named by a file."""
     pool: Pool
     blocks: int
+    batch_size: int
     fingerprint: str
     images_per_second: float
     """Of one worker, by the sample, on this machine and its CPU."""
@@ -55,6 +56,7 @@ class Plan:
             "images": self.images,
             **size,
             "parts": self.blocks,
+            "batch size": self.batch_size,
             "workers": self.pool.size,
             "CPUs booked a worker": self.pool.cpus,
             "GPUs booked a worker": self.pool.gpus,
@@ -98,6 +100,7 @@ def dry_run(config: PredictConfig) -> Plan:
         bytes=None if sizes.null_count else int(np.sum(sizes.to_numpy())),
         pool=plan_pool(config, _session(), blocks),
         blocks=blocks,
+        batch_size=predictor.batch_size,
         fingerprint=fingerprint_of(config, model).digest,
         images_per_second=speed,
         failures=tuple(f"{found.key}: {found.failure.message}" for found in results if found.failure is not None),

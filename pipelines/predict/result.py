@@ -46,6 +46,8 @@ class PredictResult:
     """The first of the broken images; `errors.parquet` has them all."""
     done_before: int = 0
     """Images that an earlier session of the run had done."""
+    batch_size: int | None = None
+    """Images that passed the model together; None where nothing was left to do."""
     table: Committed | None = None
     """The table that has the parts, where one was asked for."""
 

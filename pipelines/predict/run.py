@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from pipelines.cluster.session import Connect, ray_session
 from pipelines.detect.load import describe_checked
 from pipelines.detect.manifest import list_identity
-from pipelines.detect.workers import Progress, Work, plan_pool, stream
+from pipelines.detect.pool import Pool, plan_pool, with_batch_size
+from pipelines.detect.workers import Progress, Work, stream
 from pipelines.predict import finish
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.fingerprint import Fingerprint
 from pipelines.predict.follow import Tally, follow, require_whole
 from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory
-from pipelines.predict.output import PARTS_FOLDER, SUCCESS_FILE, Record, begin, claim_output
+from pipelines.predict.output import PARTS_FOLDER, RUN_FILE, SUCCESS_FILE, Record, begin, claim_output, write_json
 from pipelines.predict.parts import SHOWN_ERRORS, ParquetSink, Stamp
 from pipelines.predict.result import PredictResult, error_rows, read_success, write_success
 from pipelines.predict.resume import Journal, done_parts, plan_tasks
@@ -85,6 +87,7 @@ def predict(
         if tasks:
             with connect() as session:
                 pool = plan_pool(config, session, sum(task.num_rows for task in tasks))
+                config = _with_batch_size(config, output, record, pool)
                 follow(
                     stream(tasks, _work(config, record, stamp), pool), tally, Journal(output, stamp),
                     config=config, lease=lease, workers=pool.size, on_progress=on_progress,
@@ -117,6 +120,17 @@ def _begin(output: Location, config: PredictConfig, fingerprint: Fingerprint) ->
         "manifest": write_manifest(output, manifest),
     }
     return begin(output, fingerprint, _collection(config), facts)
+
+
+def _with_batch_size(config: PredictConfig, output: Location, record: Record, pool: Pool) -> PredictConfig:
+    """The config with the number that this run began with, or that is measured now: last digits depend on it."""
+    known = record.get("batch_size")
+    if known is not None and config.batch_size == "auto":
+        return replace(config, batch_size=known)
+    config = with_batch_size(config, predictor_factory(config), pool)
+    if known is None:
+        write_json(output.child(RUN_FILE), {**record, "batch_size": config.batch_size})
+    return config
 
 
 def _work(config: PredictConfig, record: Record, stamp: Stamp) -> Work:
@@ -174,6 +188,7 @@ def _finish(
         fingerprint=fingerprint.digest,
         error_rows=error_rows(failed),
         done_before=before,
+        batch_size=None if config.batch_size == "auto" else config.batch_size,
         table=table,
     )
     write_success(output, result, parts)

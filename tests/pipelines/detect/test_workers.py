@@ -7,8 +7,9 @@ import pytest
 
 from pipelines.cluster.session import RaySession
 from pipelines.detect.config import DetectionConfig
+from pipelines.detect.pool import plan_pool
 from pipelines.detect.predictor import PredictorFactory
-from pipelines.detect.workers import Work, plan_pool
+from pipelines.detect.workers import Work
 from pipelines.predict.parts import ParquetSink, Stamp
 from pipelines.predict.stored_manifest import StoredBlocks
 from sparse_detr.errors import ConfigError

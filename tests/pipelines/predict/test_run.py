@@ -18,9 +18,10 @@ import pytest
 
 from pipelines.cluster.session import ray_session
 from pipelines.detect.manifest import Manifest
+from pipelines.detect.pool import plan_pool
 from pipelines.detect.predictor import PredictorFactory
 from pipelines.detect.rows import SCHEMA
-from pipelines.detect.workers import Work, plan_pool, stream
+from pipelines.detect.workers import Work, stream
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.parts import ParquetSink, Stamp, read_detections
 from pipelines.predict.resume import plan_tasks
@@ -143,6 +144,23 @@ def test_same_detections_however_the_work_is_cut(finished: PredictConfig, tmp_pa
         other = there[key]
         assert (height, width) == (other[0], other[1])
         _assert_same_boxes(boxes, other[2])
+
+
+def test_a_measured_batch_size_is_kept_by_a_run_that_goes_on(finished: PredictConfig, tmp_path: Path) -> None:
+    config = replace(finished, output=str(tmp_path / "out"), batch_size="auto")
+    first = predict(config)
+    record = json.loads((tmp_path / "out" / "_run.json").read_text())
+    assert first.batch_size == record["batch_size"] in (1, 2, 4)  # not above the images of a block
+    found = _found(_rows(config.output))
+    # As if another machine had begun it: 3 is no size that is ever tried.
+    (tmp_path / "out" / "_run.json").write_text(json.dumps({**record, "batch_size": 3}))
+    (tmp_path / "out" / "_SUCCESS.json").unlink()
+    next((tmp_path / "out" / "detections").glob("*.parquet")).unlink()
+    assert predict(config).batch_size == 3
+    again = _found(_rows(config.output))
+    for key, (height, width, boxes) in found.items():
+        assert (height, width) == (again[key][0], again[key][1])
+        _assert_same_boxes(boxes, again[key][2])
 
 
 def _assert_same_boxes(boxes: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
