@@ -1,8 +1,9 @@
 """Benchmarks of batch inference, for docs/inference.md; every number is a ratio within one run, or memory.
 
-python tests/benchmarks/predict.py loop --images 20000
-python tests/benchmarks/predict.py manifest --rows 1000000
-python tests/benchmarks/predict.py growth --images 1000 10000 --workers 1 2
+python -m tests.benchmarks.predict loop --images 20000 [--s3]
+python -m tests.benchmarks.predict growth --images 1000 10000 --workers 1 2 4 [--nodes 3]
+python -m tests.benchmarks.predict growth --images 100000 --workers 2 --plot docs/images/inference-memory.png
+python -m tests.benchmarks.predict plain --images 5000
 """
 
 from __future__ import annotations
@@ -10,48 +11,32 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
-import shutil
-import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from pipelines.detect.images import ImageFailure, ImageRef, ImageResult
-from pipelines.detect.manifest import Manifest, build_manifest
+from pipelines.detect.images import ImageRef
+from pipelines.detect.manifest import build_manifest
 from pipelines.detect.predictor import Predictor
 from pipelines.detect.prefetch import Block
-from pipelines.detect.rows import results_table
 from pipelines.predict.config import PredictConfig
-from pipelines.predict.parts import Part, Stamp, part_name, write_part
-from pipelines.predict.resume import Journal, done_parts, plan_tasks
 from pipelines.predict.run import predict
-from pipelines.predict.stored_manifest import write_manifest
-from pipelines.recipes.registry import get_recipe
+from sparse_detr.data.transforms import EvalTransform
 from sparse_detr.detector import SparseDetr
+from sparse_detr.evaluation.postprocess import postprocess
+from sparse_detr.records import ImageBatch, ImageSize
 from sparse_detr.storage.location import locate
-from sparse_detr.weights.model_folder import save_model
+from tests.benchmarks.memory import Memory
+from tests.benchmarks.pictures import make_images, make_model, scratch
 
 BLOCK = 64
-
-
-def make_images(folder: Path, count: int) -> None:
-    """Pictures of smooth noise, 128 x 128, 4 kB each; 200 different ones."""
-    folder.mkdir(parents=True)
-    originals = []
-    for seed in range(200):
-        coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        path = folder / f"{seed:06d}.jpg"
-        Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC).save(path, quality=85)
-        originals.append(path.read_bytes())
-    for number in range(200, count):
-        (folder / f"{number:06d}.jpg").write_bytes(originals[number % 200])
+SIDE = 128
 
 
 def configured(folder: Path, workers: int, output: str) -> PredictConfig:
@@ -60,8 +45,8 @@ def configured(folder: Path, workers: int, output: str) -> PredictConfig:
         model=str(folder / "model"),
         images=str(folder / "images"),
         output=str(folder / output),
-        short_side=128,
-        max_side=128,
+        short_side=SIDE,
+        max_side=SIDE,
         batch_size=8,
         workers=workers,
         images_per_block=BLOCK,
@@ -102,168 +87,165 @@ def bare_loop(config: PredictConfig) -> float:
     return float(speed)
 
 
-def pipeline(config: PredictConfig) -> tuple[float, float, float]:
-    """Images a second in the steady state, seconds to the first image, images a second of the whole command."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The pipeline's pace."""
+
+    steady: float
+    """Images a second between the first block that is done and the last."""
+    start: float
+    """Seconds from the call to the first image."""
+    whole: float
+    """Images a second of the whole command."""
+
+
+def pipeline(config: PredictConfig) -> Measured:
+    """Run `predict`."""
     seen: list[tuple[float, int]] = []
     started = time.perf_counter()
     result = predict(config, on_progress=lambda done, _: seen.append((time.perf_counter() - started, done)))
     (t0, n0), (t1, n1) = seen[0], seen[-1]
     steady = (n1 - n0) / (t1 - t0)
-    return steady, t0 - n0 / steady, result.images / result.seconds
+    return Measured(steady, t0 - n0 / steady, result.images / result.seconds)
 
 
-def loop(images: int, repeats: int) -> None:
-    """Pipeline over bare loop."""
-    with scratch() as folder:
-        prepare(folder, images)
+def loop(images: int, repeats: int, store: bool) -> None:
+    """Pipeline over bare loop, the one between two of the other."""
+    with scratch() as folder, _stored(folder, images, store) as base:
         for repeat in range(repeats):
-            config = configured(folder, 2, f"out{repeat}")
-            bare = bare_loop(config)
-            steady, start, whole = pipeline(config)
-            bare = (bare + bare_loop(config)) / 2
-            print(f"pipeline over bare loop {steady / bare:.3f}, whole command over bare loop {whole / bare:.3f}, "
-                  f"start over the time of 1000 images {start * bare / 1000:.2f} ({start:.1f} s)")  # fmt: skip
+            config = replace(base, output=f"{base.output}{repeat}")
+            before = bare_loop(config)
+            found = pipeline(config)
+            after = bare_loop(config)
+            bare = (before + after) / 2
+            print(f"pipeline over bare loop {found.steady / bare:.3f}, whole command over bare loop "
+                  f"{found.whole / bare:.3f}, start {found.start:.1f} s; the bare loop's own two runs "
+                  f"{after / before:.3f}", flush=True)  # fmt: skip
 
 
-def growth(counts: list[int], workers: list[int]) -> None:
+@contextmanager
+def _stored(folder: Path, images: int, store: bool) -> Iterator[PredictConfig]:
+    """Images, model and output on the local disk, or all in an S3 server of this machine."""
+    make_images(folder / "images", images)
+    make_model(folder)
+    config = configured(folder, 2, "out")
+    if not store:
+        yield config
+        return
+    from pipelines.services.s3_server import local_s3
+
+    with local_s3(folder / "s3") as server:
+        os.environ |= server.environment()
+        server.create_bucket("bench")
+        for name in ("images", "model"):
+            locate(f"s3://bench/{name}").copy_tree_from(folder / name)
+        yield replace(config, images="s3://bench/images", model="s3://bench/model", output="s3://bench/out")
+
+
+def growth(counts: list[int], workers: list[int], nodes: int, plot: Path | None) -> None:
     """Images a second in the steady state against the first, and memory, over images and workers."""
     first = None
-    print("| images | workers | images/s, times the first | peak MB: driver | workers, sum | all of Ray, sum |")
+    print(f"| images | workers | images/s, times the first | peak MB: {' | '.join(Memory.NAMES)} |")
     for count in counts:
         with scratch() as folder:
-            prepare(folder, count)
+            make_images(folder / "images", count)
+            make_model(folder)
             for number in workers:
-                with Memory() as memory:
-                    steady, _, _ = pipeline(configured(folder, number, f"out{number}"))
-                first = first or steady
+                with Memory() as memory, _nodes(nodes):
+                    found = pipeline(configured(folder, number, f"out{number}"))
+                first = first or found.steady
                 peaks = " | ".join(f"{value:.0f}" for value in memory.peaks())
-                print(f"| {count} | {number} | {steady / first:.2f} | {peaks} |", flush=True)
+                print(f"| {count} | {number} | {found.steady / first:.2f} | {peaks} |", flush=True)
+                if plot is not None:
+                    _draw(memory, f"{count} images, {number} workers", plot)
 
 
-def manifest(rows: int) -> None:
-    """A large manifest: planned, and resumed at 50% and 99.9%, with and without the journal."""
+@contextmanager
+def _nodes(count: int) -> Iterator[None]:
+    """So many raylets on this machine, of two logical CPUs each; 0 leaves it to `predict` to start its own Ray."""
+    if not count:
+        yield
+        return
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        for _ in range(count - 1):
+            cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        os.environ["RAY_ADDRESS"] = cluster.address
+        yield
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        cluster.shutdown()
+
+
+def _draw(memory: Memory, title: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="seconds", ylabel="MB")
+    seconds, *columns = zip(*memory.samples, strict=True)
+    for name, values in zip(Memory.NAMES, columns, strict=True):
+        if name != "all of Ray":
+            axes.plot(seconds, values, label=name)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+class PlainDetector:
+    """The pattern of Ray's own example of object detection: pixels come as rows, each passes the model alone."""
+
+    def __init__(self, model: str) -> None:
+        torch.set_num_threads(1)
+        self._model = SparseDetr.from_pretrained(model).eval()
+        self._transform = EvalTransform(size=ImageSize(short_side=SIDE, max_side=SIDE))
+
+    @torch.inference_mode()
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Add boxes, scores and labels."""
+        found = []
+        for image in batch["image"]:
+            pixels, _ = self._transform(image, np.zeros((0, 4)), np.zeros(0, np.int64))
+            output = self._model(ImageBatch.from_list([pixels]))
+            found += postprocess(output, [image.shape[:2]], limit=100)
+        return batch | {
+            "boxes": [each.boxes.numpy().ravel() for each in found],
+            "scores": [each.scores.numpy() for each in found],
+            "labels": [each.labels.numpy() for each in found],
+        }
+
+
+def plain_pattern(config: PredictConfig) -> float:
+    """Images a second of read_images, map_batches and take_all, with a Ray that is up."""
+    import ray
+
+    started = time.perf_counter()
+    found = ray.data.read_images(config.images, include_paths=True).map_batches(
+        PlainDetector, fn_constructor_args=(config.model,), batch_size=BLOCK, num_cpus=0.5,
+        compute=ray.data.ActorPoolStrategy(size=config.workers),
+    )  # fmt: skip
+    rows = found.take_all()
+    return len(rows) / (time.perf_counter() - started)
+
+
+def plain(images: int) -> None:
+    """Our command against that pattern: the whole of both, and their memory."""
+    from pipelines.cluster.session import ray_session
+
     with scratch() as folder:
-        started = time.perf_counter()
-        keys = [f"2026/camera-{i % 97:02d}/image-{i:09d}.jpg" for i in range(rows)]
-        table = Manifest.of("s3://bucket/images", keys, sizes=[100_000] * rows, etags=['"' + "0" * 32 + '"'] * rows)
-        del keys
-        identity = write_manifest(locate(folder), table)
-        del table
-        tasks = plan_tasks([], rows, BLOCK)
-        report("planned", started, f"{len(tasks)} tasks")
-        stamp = Stamp(fingerprint="f" * 16, manifest=identity)
-        for share in (0.5, 0.999):
-            for journalled in (True, False):
-                fill(folder, int(rows * share) // BLOCK, stamp, journalled)
-                started = time.perf_counter()
-                parts = done_parts(locate(folder), stamp)
-                tasks = plan_tasks(parts, rows, BLOCK)
-                how = "with its journal" if journalled else "without journal"
-                report(f"resumed at {share:.1%} {how}", started, f"{len(parts)} parts, {len(tasks)} tasks")
-                shutil.rmtree(folder / "_parts", ignore_errors=True)
-
-
-def fill(folder: Path, count: int, stamp: Stamp, journalled: bool) -> None:
-    """So many parts, all of the same content."""
-    gone = ImageFailure(stage="fetch", type="StorageError", message="gone")
-    results = [ImageResult(index=i, key=f"image-{i:09d}.jpg", failure=gone) for i in range(BLOCK)]
-    rows = results_table(results, [None] * BLOCK, root="s3://b/i", classes=None, fingerprint=stamp.fingerprint)
-    part = write_part(locate(folder), 0, rows, stamp)
-    data = (folder / "detections" / part.name).read_bytes()
-    journal = Journal(locate(folder), stamp)
-    for number in range(count):
-        first = number * BLOCK
-        path = folder / "detections" / part_name(first, first + BLOCK - 1)
-        if not path.exists():
-            path.write_bytes(data)
-        if journalled:
-            journal.add(Part(first=first, last=first + BLOCK - 1, size=len(data), sha256=part.sha256,
-                             detections=0, errors=BLOCK))  # fmt: skip
-    journal.flush()
-
-
-def report(what: str, started: float, found: str) -> None:
-    """A line with seconds and the peak memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{what}: {time.perf_counter() - started:.1f} s, {found}, peak of the driver {peak:.0f} MB", flush=True)
-
-
-def prepare(folder: Path, images: int) -> None:
-    """Images and an untrained model."""
-    make_images(folder / "images", images)
-    torch.manual_seed(0)
-    save_model(folder / "model", SparseDetr(get_recipe("tiny").model))
-
-
-def scratch() -> Any:
-    """A folder that is deleted."""
-    return _Scratch()
-
-
-class _Scratch(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(super().__enter__())
-
-
-class Memory:
-    """Samples the memory of this process and its children each second (unique set, so that nothing counts twice)."""
-
-    def __init__(self) -> None:
-        self._over = threading.Event()
-        self.samples: list[tuple[float, float, float]] = []
-
-    def __enter__(self) -> Memory:
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def peaks(self) -> Iterator[float]:
-        """Largest values, MB: driver, workers, all of Ray."""
-        return (max(values) for values in zip(*self.samples, strict=True))
-
-    def _watch(self) -> None:
-        while not self._over.wait(1.0):
-            found = {pid: own_memory(pid) for pid in descendants(os.getpid())}
-            workers = sum(used for pid, used in found.items() if "MapWorker" in command_line(pid))
-            self.samples.append((own_memory(os.getpid()), workers, sum(found.values())))
-
-
-def own_memory(pid: int) -> float:
-    """Memory that a process shares with no other, MB; 0 for one that has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty"))) / 1024
-
-
-def command_line(pid: int) -> str:
-    """Words of a process; empty for one that has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
-
-
-def descendants(root: int) -> list[int]:
-    """Processes that a process started, and those that they did."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found, pending = [], [root]
-    while pending:
-        above = pending.pop()
-        below = [pid for pid, parent in parents.items() if parent == above]
-        found += below
-        pending += below
-    return found
+        make_images(folder / "images", images)
+        make_model(folder)
+        speeds = []
+        for name, run in (
+            ("plain pattern", plain_pattern), ("sparse-detr predict", lambda config: pipeline(config).whole),
+        ):  # fmt: skip
+            with Memory() as memory, ray_session():
+                speeds.append(run(configured(folder, 2, "out")))
+            peaks = ", ".join(f"{kind} {peak:.0f}" for kind, peak in zip(Memory.NAMES, memory.peaks(), strict=True))
+            print(f"{name}: {speeds[-1] / speeds[0]:.2f} times; peak MB: {peaks}", flush=True)
 
 
 def main() -> None:
@@ -273,18 +255,21 @@ def main() -> None:
     one = commands.add_parser("loop")
     one.add_argument("--images", type=int, default=20_000)
     one.add_argument("--repeats", type=int, default=1)
-    two = commands.add_parser("manifest")
-    two.add_argument("--rows", type=int, default=1_000_000)
-    three = commands.add_parser("growth")
-    three.add_argument("--images", type=int, nargs="+", default=[1000, 10_000])
-    three.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    arguments = parser.parse_args()
-    if arguments.command == "loop":
-        loop(arguments.images, arguments.repeats)
-    elif arguments.command == "manifest":
-        manifest(arguments.rows)
+    one.add_argument("--s3", action="store_true")
+    two = commands.add_parser("growth")
+    two.add_argument("--images", type=int, nargs="+", default=[1000, 10_000])
+    two.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    two.add_argument("--nodes", type=int, default=0)
+    two.add_argument("--plot", type=Path)
+    three = commands.add_parser("plain")
+    three.add_argument("--images", type=int, default=5000)
+    given = parser.parse_args()
+    if given.command == "loop":
+        loop(given.images, given.repeats, given.s3)
+    elif given.command == "growth":
+        growth(given.images, given.workers, given.nodes, given.plot)
     else:
-        growth(arguments.images, arguments.workers)
+        plain(given.images)
 
 
 if __name__ == "__main__":
