@@ -21,11 +21,14 @@ from sparse_detr.records import Shapes
 _TYPES = {"cpu": (torch.float32, torch.float64, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def backend(device: str = "cpu") -> str:
     """Which kernel runs on that kind of device: `native` (csrc/), or `reference`, plain torch."""
     compiled = native().loaded if device == "cpu" else device == "cuda" and native_cuda().loaded
     return "native" if compiled else "reference"
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler, which takes each process over 1 s.
+backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def deformable_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:

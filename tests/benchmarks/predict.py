@@ -1,6 +1,6 @@
 """Benchmarks of batch inference, for docs/inference.md; every number is a ratio within one run, or memory.
 
-python -m tests.benchmarks.predict loop --images 20000 [--s3]
+python -m tests.benchmarks.predict loop --images 20000 [--workers 1] [--s3]
 python -m tests.benchmarks.predict growth --images 1000 10000 --workers 1 2 4 [--nodes 3]
 python -m tests.benchmarks.predict growth --images 100000 --workers 2 --plot docs/images/inference-memory.png
 python -m tests.benchmarks.predict plain --images 5000
@@ -109,26 +109,24 @@ def pipeline(config: PredictConfig) -> Measured:
     return Measured(steady, t0 - n0 / steady, result.images / result.seconds)
 
 
-def loop(images: int, repeats: int, store: bool) -> None:
+def loop(images: int, workers: int, store: bool) -> None:
     """Pipeline over bare loop, the one between two of the other."""
-    with scratch() as folder, _stored(folder, images, store) as base:
-        for repeat in range(repeats):
-            config = replace(base, output=f"{base.output}{repeat}")
-            before = bare_loop(config)
-            found = pipeline(config)
-            after = bare_loop(config)
-            bare = (before + after) / 2
-            print(f"pipeline over bare loop {found.steady / bare:.3f}, whole command over bare loop "
+    with scratch() as folder, _stored(folder, images, workers, store) as config:
+        before = bare_loop(config)
+        found = pipeline(config)
+        after = bare_loop(config)
+        bare = (before + after) / 2
+        print(f"pipeline over bare loop {found.steady / bare:.3f}, whole command over bare loop "
                   f"{found.whole / bare:.3f}, start {found.start:.1f} s; the bare loop's own two runs "
                   f"{after / before:.3f}", flush=True)  # fmt: skip
 
 
 @contextmanager
-def _stored(folder: Path, images: int, store: bool) -> Iterator[PredictConfig]:
+def _stored(folder: Path, images: int, workers: int, store: bool) -> Iterator[PredictConfig]:
     """Images, model and output on the local disk, or all in an S3 server of this machine."""
     make_images(folder / "images", images)
     make_model(folder)
-    config = configured(folder, 2, "out")
+    config = configured(folder, workers, "out")
     if not store:
         yield config
         return
@@ -254,7 +252,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, dest="command")
     one = commands.add_parser("loop")
     one.add_argument("--images", type=int, default=20_000)
-    one.add_argument("--repeats", type=int, default=1)
+    one.add_argument("--workers", type=int, default=2)
     one.add_argument("--s3", action="store_true")
     two = commands.add_parser("growth")
     two.add_argument("--images", type=int, nargs="+", default=[1000, 10_000])
@@ -265,7 +263,7 @@ def main() -> None:
     three.add_argument("--images", type=int, default=5000)
     given = parser.parse_args()
     if given.command == "loop":
-        loop(given.images, given.repeats, given.s3)
+        loop(given.images, given.workers, given.s3)
     elif given.command == "growth":
         growth(given.images, given.workers, given.nodes, given.plot)
     else:

@@ -77,9 +77,7 @@ def buckets(predictor: Counting, blocks: list[list[ReadyImage]]) -> list[ImageRe
 def compare(images: int, short_side: int, batch_size: int, recipe: str) -> None:
     """Print both ways on images of one shape, and of hundreds."""
     torch.set_num_threads(1)
-    print(
-        "| images | way | images a batch | full | padding | images/s, times exact shapes | difference of scores, at most |"
-    )
+    print("| images | way | images a batch | full | padding | images/s, times exact shapes | scores differ by up to |")
     for name, make in (("one shape", make_images), ("COCO's shapes", make_coco_like_images)):
         with scratch() as folder:
             make(folder / "images", images)
