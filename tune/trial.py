@@ -6,7 +6,7 @@ starts a Ray Train job of its own, which takes longer to begin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipelines.recipes.override import field_values, override
 from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.training_run import child_of, closing
 from pipelines.train.engine.build import build_loop
-from pipelines.train.engine.loop import TrainLoop
+from pipelines.train.engine.hooks import NoHooks, Trained
 from pipelines.train.engine.progress import StepProgress
 from pipelines.train.preflight import record_weights
 from pipelines.train.run import train
@@ -49,17 +49,14 @@ def trial_config(task: TrialTask, params: Mapping[str, float], trial_id: str) ->
     return replace(run, name=f"trial {words}", output=f"{run.output}/trials/{trial_id}")
 
 
-class TuneHooks:
+class TuneHooks(NoHooks):
     """Tells Tune and MLflow how every epoch of a trial went."""
 
     def __init__(self, tracker: Tracker, model: str) -> None:
         self._tracker = tracker
         self._model = model
 
-    def step_done(self, progress: Callable[[], StepProgress]) -> None:
-        """Nothing: Tune is told once an epoch."""
-
-    def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
+    def epoch_done(self, loop: Trained, progress: StepProgress) -> None:
         """Log and report; after the last epoch the model is saved before."""
         metrics = dict(progress.metrics)
         self._tracker.metrics(metrics, progress.epoch)

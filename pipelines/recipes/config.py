@@ -120,14 +120,18 @@ class TrainingConfig:
     """Passes over the training images."""
     global_batch: int = 16
     """Images of one optimizer step, over all workers."""
+    micro_batch: int | None = None
+    """Images that pass the model together, padded to one size: a divisor of `global_batch`. Workers share the
+    micro-batches of a step, each accumulating the gradients of its own, and a step is the same for any number of them;
+    so less memory or fewer workers need not change what is learned. By default `global_batch / workers`."""
     workers: int = 1
-    """Data-parallel processes."""
+    """Data-parallel processes, at most one a micro-batch; shares may differ by one micro-batch."""
     cpus_per_worker: int = 1
     """CPU cores (and torch threads) of each worker."""
     use_gpu: bool = False
     """Give each worker a GPU and let them talk over NCCL; otherwise CPU and gloo."""
     seed: int = 42
-    """Weights, order and augmentation follow from it (and from epoch and rank)."""
+    """Weights, order, augmentation and dropout follow from it, whatever the number of workers."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` runs the model under autocast; weights, loss and optimizer stay in float32."""
     ema_decay: float = 0.0
@@ -150,11 +154,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch", "workers", "cpus_per_worker", "evaluate_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"training.{name}: {getattr(self, name)}; give at least 1")
-        require(
-            self.global_batch % self.workers == 0,
-            f"training.global_batch: {self.global_batch} is no multiple of training.workers: {self.workers}; "
-            "every worker takes the same share",
-        )
+        self._require_micro_batches()
         require(
             self.precision in ("float32", "bfloat16"),
             f"training.precision: {self.precision!r} is not known; choose float32 or bfloat16",
@@ -169,10 +169,35 @@ class TrainingConfig:
             "the model folder holds a backbone already, so give one of them",
         )
 
+    def _require_micro_batches(self) -> None:
+        if self.micro_batch is None:
+            require(
+                self.global_batch % self.workers == 0,
+                f"training.global_batch: {self.global_batch} is no multiple of training.workers: {self.workers}; give "
+                "training.micro_batch, whose micro-batches the workers can share unevenly",
+            )
+            return
+        require(
+            self.micro_batch >= 1 and self.global_batch % self.micro_batch == 0,
+            f"training.micro_batch: {self.micro_batch} is no divisor of training.global_batch: {self.global_batch}; "
+            "give one",
+        )
+        require(
+            self.workers <= self.micro_batches,
+            f"training.workers: {self.workers}, but training.micro_batch: {self.micro_batch} cuts a step of "
+            f"{self.global_batch} images into {self.micro_batches}; give at most {self.micro_batches} workers, or a "
+            "smaller micro_batch",
+        )
+
     @property
-    def batch_per_worker(self) -> int:
-        """Images of one step on one worker."""
-        return self.global_batch // self.workers
+    def images_per_micro_batch(self) -> int:
+        """Images of one micro-batch: what is set, or each worker's share of the global batch."""
+        return self.micro_batch or self.global_batch // self.workers
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one step, over all workers."""
+        return self.global_batch // self.images_per_micro_batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

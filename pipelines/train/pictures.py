@@ -13,12 +13,12 @@ import torch
 
 from pipelines.recipes.config import RunConfig
 from pipelines.tracking.tracker import Tracker
+from pipelines.train.engine.hooks import NoHooks, Trained
 from sparse_detr.records import Targets
 from sparse_detr.redaction import without_secrets
 from sparse_detr.storage.location import locate
 
 if TYPE_CHECKING:
-    from pipelines.train.engine.loop import TrainLoop
     from pipelines.train.engine.progress import StepProgress
     from sparse_detr.visualize import Picture
 
@@ -36,11 +36,11 @@ _RICH = 3
 """Images with at least so many objects come first: there is more to see."""
 
 
-Show = Callable[["TrainLoop", int], None]
+Show = Callable[[Trained, int], None]
 """Shows what the loop's model sees after an epoch."""
 
 
-class TrainingPictures:
+class TrainingPictures(NoHooks):
     """Hooks of the loop that send the pictures; for rank 0, beside other hooks or alone.
 
     Whatever fails here is logged once and the training goes on: it is worth more than its pictures.
@@ -62,10 +62,7 @@ class TrainingPictures:
         self._failed = False
         self._show = show or self._draw_and_send
 
-    def step_done(self, progress: Callable[[], StepProgress]) -> None:
-        """Nothing."""
-
-    def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
+    def epoch_done(self, loop: Trained, progress: StepProgress) -> None:
         """After an evaluation whose turn it is: draw and send."""
         if self._count and self._is_due(progress):
             try:
@@ -81,7 +78,7 @@ class TrainingPictures:
         in_turn = progress.epoch % every == 0 and (progress.epoch // every - 1) % self._interval == 0
         return in_turn or progress.epoch == progress.epochs
 
-    def _draw_and_send(self, loop: TrainLoop, epoch: int) -> None:
+    def _draw_and_send(self, loop: Trained, epoch: int) -> None:
         from pipelines.explain.run import explain_image
 
         if self._images is None:

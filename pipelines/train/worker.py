@@ -21,7 +21,8 @@ from pipelines.recipes.config import RunConfig
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.train.engine.build import build_loop
-from pipelines.train.engine.loop import Metrics, TrainLoop
+from pipelines.train.engine.hooks import NoHooks, Trained
+from pipelines.train.engine.loop import Metrics
 from pipelines.train.engine.progress import StepProgress
 from pipelines.train.output import checkpoint_name
 from pipelines.train.pictures import TrainingPictures
@@ -54,7 +55,7 @@ class WorkerTask:
     """Works by arriving: see there."""
 
 
-class RayHooks:
+class RayHooks(NoHooks):
     """Tells the driver, MLflow and Ray Train how far the loop of this rank is."""
 
     def __init__(self, board: Any, tracker: Tracker, rank: int, pictures: TrainingPictures) -> None:
@@ -76,7 +77,7 @@ class RayHooks:
             self._drawn = now
             self._tracker.metrics({f"step_{name}": value for name, value in found.metrics.items()}, found.step)
 
-    def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
+    def epoch_done(self, loop: Trained, progress: StepProgress) -> None:
         """Post, log, report with a checkpoint of rank 0, draw; every rank takes part in Ray's report."""
         # Ray needs the score alone; the history travels in the checkpoint and as the worker's return value.
         score = {"epoch": progress.epoch, "ap": progress.metrics.get("ap", UNKNOWN_AP)}

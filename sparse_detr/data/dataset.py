@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from sparse_detr.data.coco_index import CocoImage, CocoIndex
 from sparse_detr.data.decode import decode_image
+from sparse_detr.data.sampler import Draw
 from sparse_detr.data.transforms import Transform
 from sparse_detr.errors import AnnotationError
 from sparse_detr.records import Batch, Example, ImageBatch
@@ -59,17 +60,18 @@ class DetectionDataset(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, item: int) -> Example:
-        """One example.
+    def __getitem__(self, item: int | Draw) -> Example:
+        """One example, by its number; of a `Draw` augmented as that says, whichever process does it, and when.
 
         Raises:
             ImageError: the image is broken; the message names the file.
             AnnotationError: the image has another size than its annotations say.
             StorageError: the image cannot be read.
         """
-        image = self.index.images[item]
+        number, rng = (item.item, item.generator()) if isinstance(item, Draw) else (item, None)
+        image = self.index.images[number]
         wanted = ~image.crowd
-        pixels, targets = self.transform(self.pixels(item), image.boxes[wanted], image.labels[wanted])
+        pixels, targets = self.transform(self.pixels(number), image.boxes[wanted], image.labels[wanted], rng)
         return Example(image_id=image.id, pixels=pixels, targets=targets, original_size=(image.height, image.width))
 
     def pixels(self, item: int) -> np.ndarray:

@@ -80,8 +80,10 @@ class Transform(Protocol):
         image: UInt8[np.ndarray, "H W 3"],
         boxes: Float64[np.ndarray, "N 4"],
         labels: Int64[np.ndarray, " N"],
+        rng: np.random.Generator | None = None,
     ) -> tuple[Float[Tensor, "3 h w"], Targets]:
-        """RGB pixels and xyxy pixel boxes in; normalised tensor and targets out."""
+        """RGB pixels and xyxy pixel boxes in; normalised tensor and targets out. What is left to chance follows from
+        `rng`, or without it from torch's generator of the process."""
         ...
 
 
@@ -96,6 +98,7 @@ class EvalTransform:
         image: UInt8[np.ndarray, "H W 3"],
         boxes: Float64[np.ndarray, "N 4"],
         labels: Int64[np.ndarray, " N"],
+        rng: np.random.Generator | None = None,
     ) -> tuple[Float[Tensor, "3 h w"], Targets]:
         """Boxes are xyxy pixels of the image.
 
@@ -118,8 +121,8 @@ class EvalTransform:
 class TrainTransform:
     """Flip, crop, resize and normalise by chance.
 
-    Chance comes from torch's generator of the process, which a DataLoader seeds in every worker. Where the authors
-    resample twice (resize, crop, resize) the crop is cut from the original at once: one resampling, the same sizes.
+    Where the authors resample twice (resize, crop, resize) the crop is cut from the original at once: one resampling,
+    the same sizes.
     """
 
     config: AugmentConfig
@@ -129,10 +132,11 @@ class TrainTransform:
         image: UInt8[np.ndarray, "H W 3"],
         boxes: Float64[np.ndarray, "N 4"],
         labels: Int64[np.ndarray, " N"],
+        rng: np.random.Generator | None = None,
     ) -> tuple[Float[Tensor, "3 h w"], Targets]:
         """Boxes are xyxy pixels of the image; those that a crop leaves nothing of are not among the targets."""
         config = self.config
-        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        rng = rng or np.random.default_rng(int(torch.randint(2**62, ())))
         region, (height, width) = (0.0, 0.0, float(image.shape[1]), float(image.shape[0])), image.shape[:2]
         if rng.random() < config.crop:
             region, (height, width) = self._crop(height, width, rng)

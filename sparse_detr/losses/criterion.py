@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sparse_detr.decoder_attention import attention_share, decoder_attention_map
@@ -43,23 +42,20 @@ class Criterion:
     def __init__(self, config: LossConfig) -> None:
         self.config = config
 
-    def __call__(
-        self, output: Output, targets: Sequence[Targets], num_boxes: float | Tensor | None = None
-    ) -> LossReport:
+    def __call__(self, output: Output, targets: Sequence[Targets], num_boxes: float | None = None) -> LossReport:
         """Compute all losses in float32, also under autocast; in float64 where the predictions are.
 
         Images and whole batches without objects are fine: every prediction then is background.
 
         Args:
-            num_boxes: divisor of the detection losses; by default the objects of the batch, averaged over the
-                ranks of torch.distributed, at least 1.
+            num_boxes: divisor of the detection losses; by default the objects of the batch, at least 1.
 
         Raises:
             NotFiniteError: predictions are NaN or infinite.
             ConfigError: a label is no class of the model.
         """
         if num_boxes is None:
-            num_boxes = count_boxes(targets, output.logits.device)
+            num_boxes = max(count_boxes(targets), 1)
         with torch.autocast(output.logits.device.type, enabled=False):
             sets = prediction_sets(output)
             agnostic = {"_enc": sets.pop("_enc")} if output.class_agnostic_proposals and "_enc" in sets else {}
@@ -79,7 +75,7 @@ class Criterion:
         return LossReport(total=total, terms=terms, metrics=metrics)
 
     def _detection(
-        self, sets: dict[str, Predictions], targets: Sequence[Targets], num_boxes: float | Tensor
+        self, sets: dict[str, Predictions], targets: Sequence[Targets], num_boxes: float
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         config = self.config
         sizes = tuple(predictions.logits.shape[1] for predictions in sets.values())
@@ -134,11 +130,13 @@ def prediction_sets(output: Output) -> dict[str, Predictions]:
     return sets | {f"_enc_{layer}": predictions for layer, predictions in enumerate(output.encoder_auxiliary)}
 
 
-def count_boxes(targets: Sequence[Targets], device: torch.device) -> float | Tensor:
-    """Objects of the batch, averaged over ranks where torch.distributed runs, at least 1."""
-    count = float(sum(len(target.labels) for target in targets))
-    if dist.is_available() and dist.is_initialized():
-        shared = torch.tensor(count, device=device)
-        dist.all_reduce(shared)
-        return (shared / dist.get_world_size()).clamp(min=1)
-    return max(count, 1.0)
+def mean_report(reports: Sequence[LossReport]) -> LossReport:
+    """Mean total and terms of batches of equal size, without graph and metrics."""
+    terms = {name: torch.stack([report.terms[name] for report in reports]).mean(0) for name in reports[0].terms}
+    total = torch.stack([report.total.detach() for report in reports]).mean(0)
+    return LossReport(total=total, terms=terms, metrics={})
+
+
+def count_boxes(targets: Sequence[Targets]) -> int:
+    """Objects of the batch."""
+    return sum(len(target.labels) for target in targets)

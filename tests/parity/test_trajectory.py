@@ -35,7 +35,7 @@ TOLERANCE = 1e-9
 class SameBatch(list[Batch]):
     """Training data whose every epoch is the same list of batches."""
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Nothing is random here."""
 
 
@@ -117,7 +117,7 @@ def trajectory(request: pytest.FixtureRequest, shared: Path, recording: Callable
     changes = [torch.zeros_like(parameter) for parameter in start]
     rows: dict[str, list[Any]] = {}
     for _ in range(request.param):
-        report = loop.train_step(batch)
+        report = loop.train_step([batch])
         groups = {p: group for group in loop.optimizer.param_groups for p in group["params"]}
         changes = [p.detach() - p0 for p, p0 in zip(parameters, start, strict=True)]
         row = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from pipelines.recipes.config import DataConfig, RunConfig
 from sparse_detr.data.coco import CocoIndex, read_coco
 from sparse_detr.data.dataset import DetectionDataset, collate
-from sparse_detr.data.sampler import EpochSampler
+from sparse_detr.data.sampler import MicroBatchSampler
 from sparse_detr.data.transforms import EvalTransform, TrainTransform
 from sparse_detr.errors import AnnotationError, require
 from sparse_detr.records import Batch, Classes
@@ -20,14 +21,16 @@ LOCATIONS = ("train_annotations", "train_images", "val_annotations", "val_images
 
 
 class TrainBatches(Protocol):
-    """The training batches of one rank, in an order that follows from seed and epoch."""
+    """The micro-batches of one rank, step by step, in an order that follows from seed and epoch."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Choose the epoch that the next iteration gives, and the step of it that it begins with."""
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[Sequence[Batch]]:
+        """This rank's micro-batches of each step."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +46,20 @@ class RunData:
 
 
 class _Loader:
-    def __init__(self, loader: DataLoader[Any], sampler: EpochSampler) -> None:
+    def __init__(self, loader: DataLoader[Any], sampler: MicroBatchSampler) -> None:
         self._loader = loader
         self._sampler = sampler
 
-    def set_epoch(self, epoch: int) -> None:
-        self._sampler.set_epoch(epoch)
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        self._sampler.set_epoch(epoch, first_step)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+    def __iter__(self) -> Iterator[Sequence[Batch]]:
+        batches = iter(self._loader)
+        while step := tuple(islice(batches, self._sampler.micro_batches)):
+            yield step
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return self._sampler.steps
 
 
 def read_annotations(data: DataConfig) -> tuple[CocoIndex, CocoIndex]:
@@ -88,17 +93,30 @@ def _first_images(index: CocoIndex, limit: int) -> CocoIndex:
 
 
 def load_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> RunData:
-    """The batches of one rank: the training images shuffled and sharded, every `world_size`th validation image."""
+    """The batches of one rank: its micro-batches of every step, every `world_size`th validation image."""
     train, val = read_annotations(config.data)
     data = config.data
     train_set = DetectionDataset(train, data.train_images, TrainTransform(config=data.augment), cache=data.cache)
     evaluation = EvalTransform(size=data.image_size)
     val_set = DetectionDataset(val, data.val_images, evaluation, cache=data.cache)
-    sampler = EpochSampler(len(train_set), rank=rank, world_size=world_size, seed=config.training.seed)
-    sizes: dict[str, Any] = {"batch_size": config.training.batch_per_worker, "num_workers": data.loader_workers}
-    loader = DataLoader(train_set, sampler=sampler, drop_last=True, collate_fn=collate, **sizes)
+    training, workers = config.training, data.loader_workers
+    sampler = MicroBatchSampler(
+        len(train_set),
+        global_batch=training.global_batch,
+        micro_batch=training.images_per_micro_batch,
+        rank=rank,
+        world_size=world_size,
+        seed=training.seed,
+    )
+    loader = DataLoader(train_set, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
     share = range(rank, len(val_set), world_size)
-    val_loader = DataLoader(val_set, sampler=share, collate_fn=collate, **sizes)
+    val_loader = DataLoader(
+        val_set,
+        batch_size=training.images_per_micro_batch,
+        sampler=share,
+        collate_fn=collate,
+        num_workers=workers,
+    )
     return RunData(
         train=_Loader(loader, sampler), val=val_loader, ground_truth=val.ground_truth(), classes=train.classes
     )

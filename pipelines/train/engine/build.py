@@ -9,8 +9,9 @@ import torch
 
 from pipelines.recipes.config import RunConfig
 from pipelines.train.engine.batches import load_data
+from pipelines.train.engine.hooks import TrainHooks
 from pipelines.train.engine.initial_weights import initial_model
-from pipelines.train.engine.loop import TrainHooks, TrainLoop
+from pipelines.train.engine.loop import TrainLoop
 from sparse_detr.losses.criterion import Criterion
 from sparse_detr.records import Classes
 from sparse_detr.weights.state import LoadReport

@@ -2,7 +2,9 @@
 
     model/            as sparse_detr.weights.model_folder writes it; loads alone for inference
     trainer.pt        optimizer, raw weights under an average, counters, history: torch, loaded with weights_only=True
-    checkpoint.json   {"format": 1, "files": size and SHA-256 of trainer.pt and of the model's manifest}
+    checkpoint.json   {"format": 2, "files": size and SHA-256 of trainer.pt and of the model's manifest}
+
+Format 1, of version 0.1, knows the ends of epochs alone; it is read too.
 
 `checkpoint.json` is removed first and written last, so its presence says that all the rest is there, and its
 hashes that the model and the training state belong together, also after a copy through a store.
@@ -23,12 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.train.engine.loss_meter import SeenLosses
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import CheckpointError
 from sparse_detr.storage.location import locate
 from sparse_detr.weights.model_folder import MANIFEST, save_model
 
-FORMAT = 1
+FORMAT = 2
 MODEL_FOLDER, TRAINER, SEAL = "model", "trainer.pt", "checkpoint.json"
 
 _REMEDY = "give a whole checkpoint, or start without one"
@@ -41,7 +44,7 @@ class TrainingState:
     epoch: int
     """Epochs that are complete."""
     step: int
-    """Steps that are complete."""
+    """Steps that are complete, over all epochs."""
     optimizer: Mapping[str, Any]
     """The optimizer's state_dict."""
     weights: Mapping[str, Tensor] | None = None
@@ -50,6 +53,46 @@ class TrainingState:
     """Steps that went into the average."""
     history: Sequence[Mapping[str, float]] = field(default_factory=tuple)
     """Metrics, one entry an epoch."""
+    epoch_step: int = 0
+    """Steps that are complete of the epoch that has begun."""
+    seen: SeenLosses | None = None
+    """Losses of these steps."""
+    train_seconds: float = 0.0
+    """Time that they took."""
+
+
+_SINCE_FORMAT_2 = {"epoch_step", "seen", "train_seconds"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A training at one moment, as a copy on the host: it can be written while the training goes on."""
+
+    model: SparseDetr
+    state: TrainingState
+
+    @classmethod
+    def of(cls, model: SparseDetr, state: TrainingState) -> Snapshot:
+        """Copies the model; the state has to be a copy already."""
+        # On the meta device no memory is filled twice; the tensors of the copy take the place of those without number.
+        with torch.device("meta"):
+            copy = SparseDetr(model.config)
+        copy.load_state_dict(on_host(model.state_dict()), assign=True)
+        copy.classes, copy.image_size = model.classes, model.image_size
+        return cls(model=copy.eval(), state=state)
+
+
+def on_host(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested dictionary whose tensors are copies on the CPU."""
+    return {key: _copied(value) for key, value in state.items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return on_host(value)
+    return [_copied(each) for each in value] if isinstance(value, list) else value
 
 
 def save_checkpoint(folder: Path, model: SparseDetr, state: TrainingState) -> None:
@@ -94,6 +137,8 @@ def _dump(state: TrainingState) -> bytes:
     content["history"] = [{name: float(value) for name, value in metrics.items()} for metrics in state.history]
     content["optimizer"] = dict(state.optimizer)
     content["weights"] = None if state.weights is None else dict(state.weights)
+    if state.seen is not None:
+        content["seen"] = {"names": list(state.seen.names), "sums": state.seen.sums}
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
@@ -112,9 +157,12 @@ def _parse(data: bytes, path: Path) -> TrainingState:
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{path}: not a file of torch.save ({error}); {_REMEDY}") from error
     names = {each.name for each in fields(TrainingState)}
-    if not isinstance(content, dict) or set(content) != names:
+    if not isinstance(content, dict) or not names - _SINCE_FORMAT_2 <= set(content) <= names:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: holds {found}, wanted {sorted(names)}; {_REMEDY}")
+    seen = content.get("seen")
+    if seen is not None:
+        content["seen"] = SeenLosses(names=tuple(seen["names"]), sums=seen["sums"])
     return TrainingState(**content)
 
 
@@ -126,8 +174,13 @@ def _read_seal(folder: Path) -> Mapping[str, Any]:
         content = json.loads(_read(path))
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error}); {_REMEDY}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("files"), dict):
-        raise CheckpointError(f"{path}: not the seal of a checkpoint of format {FORMAT}; {_REMEDY}")
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise CheckpointError(f"{path}: not the seal of a checkpoint; {_REMEDY}")
+    if content.get("format") not in (1, FORMAT):
+        raise CheckpointError(
+            f"{path}: format {content.get('format')!r}; this version reads formats 1 and {FORMAT}: {_REMEDY}, or go on "
+            "with the version that wrote it"
+        )
     return dict(content["files"])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from pipelines.recipes.config import RunConfig
-from pipelines.train.engine.loop import seed_everything
+from pipelines.train.engine.seeding import seed_weights
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError
 from sparse_detr.records import Classes
@@ -23,7 +23,7 @@ def initial_model(config: RunConfig, classes: Classes) -> tuple[SparseDetr, Load
         CheckpointError: `init_model` or `init_backbone` cannot be read as what it claims to be.
         ConfigError: `init_model` has weights of other shapes, or other classes.
     """
-    seed_everything(config.training.seed, 0, 0)
+    seed_weights(config.training.seed)
     model = SparseDetr(config.model)
     model.classes = classes
     model.image_size = config.data.image_size

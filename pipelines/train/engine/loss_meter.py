@@ -1,24 +1,39 @@
-"""Means of losses over an epoch, kept on the device until the epoch ends."""
+"""Means of losses over an epoch, kept on the device until the epoch ends or a checkpoint is due."""
 
 from __future__ import annotations
 
-import torch
-import torch.distributed as dist
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from pipelines.train.engine.ranks import Ranks
 from sparse_detr.losses.criterion import LossReport
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenLosses:
+    """What the ranks have seen of an epoch so far."""
+
+    names: tuple[str, ...]
+    sums: Tensor
+    """[ranks, 2, names] float32 on the host: sums of the finite values, and their number. A row a rank, because a sum
+    of sums would round otherwise than in a run that never stopped."""
+
+
 class LossMeter:
-    """Sums what every step reports; a value that is not finite (a level without attention) counts for nothing."""
+    """Sums what every micro-batch reports; a value that is not finite (a level without attention) counts for nothing.
+
+    The mean of a step's micro-batches is the loss of its global batch: see `TrainLoop`.
+    """
 
     def __init__(self, device: torch.device | str) -> None:
         self._device = device
         self._names: tuple[str, ...] = ()
-        self._sums: torch.Tensor | None = None
-        self._images = 0
+        self._sums: Tensor | None = None
 
-    def add(self, report: LossReport, images: int) -> None:
-        """Take up one step."""
+    def add(self, report: LossReport) -> None:
+        """Take up one micro-batch."""
         named = {"loss": report.total} | report.terms | report.metrics
         values = torch.stack([value.detach().float() for value in named.values()])
         finite = torch.isfinite(values)
@@ -26,18 +41,25 @@ class LossMeter:
         if self._sums is None:
             self._names, self._sums = tuple(named), torch.zeros_like(row)
         self._sums += row
-        self._images += images
 
-    def means(self, seconds: float, world_size: int) -> dict[str, float]:
-        """Means over the steps of all ranks, and their images a second; every rank must call it."""
+    def seen(self, ranks: Ranks) -> SeenLosses | None:
+        """What all ranks have seen, None at the start of an epoch; every rank must call it."""
         if self._sums is None:
-            return {"images_per_second": 0.0}
-        totals = torch.cat((self._sums.flatten(), self._sums.new_tensor([float(self._images), seconds])))
-        if world_size > 1:
-            dist.all_reduce(totals)
-        *_, images, summed_seconds = totals.tolist()
-        sums, counts = totals[:-2].reshape(2, -1)
-        means = (sums / counts).tolist()
-        found = {name: mean for name, mean, count in zip(self._names, means, counts.tolist(), strict=True) if count}
-        mean_seconds = summed_seconds / world_size
-        return found | {"images_per_second": images / mean_seconds, "train_seconds": mean_seconds}
+            return None
+        return SeenLosses(names=self._names, sums=ranks.gather(self._sums))
+
+    def restore(self, seen: SeenLosses, ranks: Ranks) -> None:
+        """Go on from there: every rank with its own row, or where their number is another, the first with them all."""
+        if len(seen.sums) == ranks.world_size:
+            row = seen.sums[ranks.rank].clone()
+        else:
+            row = seen.sums.sum(0) if ranks.rank == 0 else torch.zeros_like(seen.sums[0])
+        self._names, self._sums = seen.names, row.to(self._device)
+
+    def means(self, ranks: Ranks) -> dict[str, float]:
+        """Means over the micro-batches of all ranks; every rank must call it."""
+        seen = self.seen(ranks)
+        if seen is None:
+            return {}
+        sums, counts = seen.sums.double().sum(0).tolist()
+        return {name: total / count for name, total, count in zip(seen.names, sums, counts, strict=True) if count}

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from sparse_detr.data.coco import index_coco, read_coco
 from sparse_detr.data.coco_index import CocoIndex
 from sparse_detr.data.dataset import DetectionDataset, collate
-from sparse_detr.data.sampler import EpochSampler
+from sparse_detr.data.sampler import MicroBatchSampler
 from sparse_detr.data.shapes import ShapesConfig, write_shapes
 from sparse_detr.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from sparse_detr.errors import AnnotationError, ImageError, StorageError
@@ -125,26 +125,25 @@ def test_workers_deliver_an_epoch(tmp_path: Path, start: str, workers: int) -> N
         config=AugmentConfig(short_sides=(48, 64), max_side=64, crop_resize=(), crop_min=42, crop_max=64)
     )
     dataset = DetectionDataset(index, uris.images, transform, cache="pixels")
-    sampler = EpochSampler(len(dataset), seed=1)
+    sampler = MicroBatchSampler(len(dataset), global_batch=4, seed=1)
 
-    def epoch() -> list[torch.Tensor]:
+    def epoch(workers: int) -> list[torch.Tensor]:
         loader = DataLoader(
             dataset,
-            batch_size=4,
-            sampler=sampler,
+            batch_sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
-            drop_last=True,
-            multiprocessing_context=start,
-            generator=torch.Generator().manual_seed(7),
+            multiprocessing_context=start if workers else None,
         )
         batches = list(loader)
         assert sorted(i for batch in batches for i in batch.image_ids) == list(range(1, 13))
         return [batch.images.pixels for batch in batches]
 
-    first = epoch()
-    if start == "fork":
-        assert all(torch.equal(a, b) for a, b in zip(first, epoch(), strict=True))
+    # Augmentation follows from the place in the epoch, not from the process that does it, or from when it does.
+    before = epoch(0)
+    assert all(torch.equal(a, b) for a, b in zip(epoch(workers), before, strict=True))
+    sampler.set_epoch(1)
+    assert not all(torch.equal(a, b) for a, b in zip(epoch(0), before, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from sparse_detr.storage import location as storage
 def test_two_ranks_share_the_images_without_overlap(quick_run: RunConfig) -> None:
     config = override(quick_run, {"training.workers": 2})
     shares = [load_data(config, rank=rank, world_size=2) for rank in range(2)]
-    trained = [[image for batch in share.train for image in batch.image_ids] for share in shares]
+    trained = [[image for (batch,) in share.train for image in batch.image_ids] for share in shares]
     validation = [[image for batch in share.val for image in batch.image_ids] for share in shares]
 
     assert [len(ids) for ids in trained] == [12, 12]
     assert len({*trained[0], *trained[1]}) == 24
     assert sorted(validation[0] + validation[1]) == sorted(image["id"] for image in shares[0].ground_truth["images"])
     assert [len(share.train) for share in shares] == [3, 3]
-    assert all(len(batch.images) == config.training.batch_per_worker == 4 for batch in shares[0].train)
+    assert all(len(batch.images) == config.training.images_per_micro_batch == 4 for (batch,) in shares[0].train)
 
 
 def test_epochs_come_in_another_order_but_the_same_again(quick_run: RunConfig) -> None:
@@ -35,25 +36,28 @@ def test_epochs_come_in_another_order_but_the_same_again(quick_run: RunConfig) -
 
     def order(epoch: int) -> list[int]:
         data.train.set_epoch(epoch)
-        return [image for batch in data.train for image in batch.image_ids]
+        return [image for (batch,) in data.train for image in batch.image_ids]
 
     assert order(0) != order(1)
     assert order(0) == order(0)
 
 
 def test_loader_processes_give_the_same_images(quick_run: RunConfig) -> None:
-    torch.manual_seed(0)
-    here = [batch.image_ids for batch in load_data(quick_run).train]
-    there = [batch.image_ids for batch in load_data(override(quick_run, {"data.loader_workers": 1})).train]
+    config = override(quick_run, {"training.micro_batch": 4})
+    here = list(load_data(config).train)
+    there = list(load_data(override(config, {"data.loader_workers": 2})).train)
 
-    assert here == there
+    assert [len(step) for step in here] == [2, 2, 2]
+    for one, other in zip(chain(*here), chain(*there), strict=True):
+        assert one.image_ids == other.image_ids
+        assert torch.equal(one.images.pixels, other.images.pixels)
 
 
 def test_the_limit_takes_the_first_images(quick_run: RunConfig) -> None:
     limited = load_data(override(quick_run, {"data.train_limit": 8}))
 
     first = sorted(image["id"] for image in json.loads(Path(quick_run.data.train_annotations).read_text())["images"])
-    assert sorted(image for batch in limited.train for image in batch.image_ids) == first[:8]
+    assert sorted(image for (batch,) in limited.train for image in batch.image_ids) == first[:8]
 
 
 def test_what_is_not_set_is_named(quick_run: RunConfig) -> None:

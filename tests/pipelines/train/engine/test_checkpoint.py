@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -19,11 +20,14 @@ from pipelines.train.engine import checkpoint
 from pipelines.train.engine.checkpoint import (
     SEAL,
     TRAINER,
+    Snapshot,
     TrainingState,
     load_checkpoint,
     load_training_state,
+    on_host,
     save_checkpoint,
 )
+from pipelines.train.engine.loss_meter import SeenLosses
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import CheckpointError
 from sparse_detr.model.config import BackboneConfig, ModelConfig
@@ -69,6 +73,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SparseDetr,
         weights={key: value + 1 for key, value in model.state_dict().items()},
         average_updates=119,
         history=[{"loss": 1.5, "ap": np.float64(0.25)}, {"loss": float("inf")}],  # type: ignore[dict-item]
+        epoch_step=7,
+        seen=SeenLosses(names=("loss", "corr"), sums=torch.rand(2, 2, 2)),
+        train_seconds=1.25,
     )
     save_checkpoint(folder, model, state)
     return folder, model, state
@@ -85,7 +92,7 @@ def seal(folder: Path) -> None:
     for name in (TRAINER, str(OWNED)):
         data = (folder / name).read_bytes()
         files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / SEAL).write_text(json.dumps({"format": 1, "files": files}))
+    (folder / SEAL).write_text(json.dumps({"format": 2, "files": files}))
 
 
 def test_round_trip(written: tuple[Path, SparseDetr, TrainingState]) -> None:
@@ -98,6 +105,11 @@ def test_round_trip(written: tuple[Path, SparseDetr, TrainingState]) -> None:
     assert loaded.history == [{"loss": 1.5, "ap": 0.25}, {"loss": float("inf")}]
     assert loaded.weights is not None
     torch.testing.assert_close(dict(loaded.weights), dict(state.weights or {}), rtol=0, atol=0)
+    assert (loaded.epoch_step, loaded.train_seconds) == (7, 1.25)
+    assert loaded.seen is not None
+    assert state.seen is not None
+    assert loaded.seen.names == state.seen.names
+    torch.testing.assert_close(loaded.seen.sums, state.seen.sums, rtol=0, atol=0)
     fresh = torch.optim.AdamW([{"params": list(again.parameters())}])
     fresh.load_state_dict(dict(loaded.optimizer))
     assert fresh.param_groups[0]["lr"] == 1e-3
@@ -202,11 +214,26 @@ def test_a_file_of_another_program(folder: Path, content: Any) -> None:
         load_training_state(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2, "files": {}}', '{"format": 1, "files": []}', "\xff"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 3, "files": {}}', '{"format": 2, "files": []}', "\xff"])
 def test_a_seal_that_is_none(folder: Path, text: str) -> None:
     (folder / SEAL).write_bytes(text.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
         load_checkpoint(folder)
+
+
+def test_a_snapshot_does_not_follow_the_training() -> None:
+    model = small_model()
+    optimizer = train(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    moments = copy.deepcopy(optimizer.state_dict()["state"])
+    snapshot = Snapshot.of(model, TrainingState(epoch=1, step=1, optimizer=on_host(optimizer.state_dict())))
+    optimizer.step()
+    model.classes = None
+
+    torch.testing.assert_close(dict(snapshot.model.state_dict()), before, rtol=0, atol=0)
+    torch.testing.assert_close(dict(snapshot.state.optimizer["state"]), moments, rtol=0, atol=0)
+    assert snapshot.model.classes == Classes(names=("a", "b"), category_ids=(3, 7))
+    assert not snapshot.model.training
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +14,15 @@ from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import override
 from pipelines.train.engine.build import build_loop
 from pipelines.train.engine.finite import FiniteCheck
+from pipelines.train.engine.hooks import NoHooks, Trained
 from pipelines.train.engine.loop import TrainLoop
+from pipelines.train.engine.loss_meter import LossMeter
 from pipelines.train.engine.progress import StepProgress
-from sparse_detr.config_dict import to_dict
 from sparse_detr.errors import ConfigError, NotFiniteError
 from sparse_detr.losses.criterion import LossReport
 
 
-class Recorder:
+class Recorder(NoHooks):
     def __init__(self) -> None:
         self.steps: list[StepProgress] = []
         self.epochs: list[StepProgress] = []
@@ -32,7 +30,7 @@ class Recorder:
     def step_done(self, progress: Callable[[], StepProgress]) -> None:
         self.steps.append(progress())
 
-    def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
+    def epoch_done(self, loop: Trained, progress: StepProgress) -> None:
         self.epochs.append(progress)
 
 
@@ -84,7 +82,7 @@ def test_a_restored_run_goes_on_bit_for_bit(quick_run: RunConfig, tmp_path: Path
         pass
 
     class SaveOnce(Recorder):
-        def epoch_done(self, loop: TrainLoop, progress: StepProgress) -> None:
+        def epoch_done(self, loop: Trained, progress: StepProgress) -> None:
             loop.save(tmp_path)
             raise StopError
 
@@ -107,7 +105,7 @@ def test_a_training_shorter_than_its_checkpoint_is_refused(quick_run: RunConfig,
     loop = build_loop(quick_run)
     loop.epoch = 3
     loop.save(tmp_path)
-    with pytest.raises(ConfigError, match=r"training\.epochs: 2, but 3 are done; give at least as many"):
+    with pytest.raises(ConfigError, match=r"training\.epochs: 2, but 3 are done or begun; give at least as many"):
         build_loop(override(quick_run, {"training.epochs": 2})).restore(tmp_path)
 
 
@@ -124,8 +122,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(quick_run: RunConfig
     loop = build_loop(quick_run)
     criterion = loop.criterion
 
-    def broken(output: Any, targets: Any) -> Any:
-        report = criterion(output, targets)
+    def broken(output: Any, targets: Any, num_boxes: float) -> Any:
+        report = criterion(output, targets, num_boxes)
         if loop.step == 1:
             report.terms["loss_giou"].fill_(float("nan"))
             object.__setattr__(report, "total", report.total * float("nan"))
@@ -149,12 +147,13 @@ def test_a_late_check_names_the_step_that_broke_and_keeps_the_weights(quick_run:
         def broken(
             output: Any,
             targets: Any,
+            num_boxes: float,
             loop: TrainLoop = loop,
             criterion: Any = criterion,
             seen: list[dict[str, Tensor]] = seen,
             broken_step: int = broken_step,
         ) -> Any:
-            report = criterion(output, targets)
+            report = criterion(output, targets, num_boxes)
             if loop.step == broken_step:
                 seen.append({name: value.clone() for name, value in loop.model.state_dict().items()})
                 report.terms["loss_giou"].fill_(float("nan"))
@@ -191,7 +190,8 @@ def test_update_and_hook_wait_for_nothing_unless_asked(quick_run: RunConfig, lat
     batch = next(iter(loop.data.train))
     loop.network.train()
     report = loop.train_step(batch)
-    loop._losses = lambda output, batch: report_of(output)  # type: ignore[method-assign]
+    loop._meter = LossMeter("cpu")  # which has other terms to count now
+    loop._losses = lambda output, batch, boxes: report_of(output)  # type: ignore[method-assign]
 
     def report_of(output: Any) -> LossReport:
         total = output.logits.square().mean() + output.boxes.mean()
@@ -248,37 +248,3 @@ def test_fine_tuning_starts_from_the_given_model(quick_run: RunConfig, tmp_path:
     assert same(weights(trained), weights(tuned))
     with pytest.raises(ConfigError, match=r"training\.init_model: .*shape"):
         build_loop(override(quick_run, {"training.init_model": str(tmp_path / "model"), "model.channels": 64}))
-
-
-@pytest.mark.slow
-def test_two_ranks_agree_although_one_has_no_objects(quick_run: RunConfig, tmp_path: Path) -> None:
-    config = override(quick_run, {"training.workers": 2, "training.epochs": 1, "training.global_batch": 2})
-    config = override(config, {"data.train_annotations": str(_without_most_objects(config, tmp_path))})
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    script = Path(__file__).with_name("two_ranks.py")
-    ranks = [
-        subprocess.Popen([sys.executable, str(script), str(tmp_path), str(rank)], cwd=Path(__file__).parents[4])
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=200) for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            process.kill()
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
-
-    # Losses are averaged and AP is gathered, so both ranks hold the same; DDP keeps the weights equal.
-    assert first["history"][0]["loss"] == second["history"][0]["loss"]
-    assert first["history"][0]["ap"] == second["history"][0]["ap"]
-    assert first["total"] == second["total"]
-    assert first["history"][0]["step"] == 2.0
-
-
-def _without_most_objects(config: RunConfig, folder: Path) -> Path:
-    """Annotations of four images of which one has objects: in each step at least one rank has none."""
-    data = json.loads(Path(config.data.train_annotations).read_text())
-    data["images"] = data["images"][:4]
-    data["annotations"] = [a for a in data["annotations"] if a["image_id"] == data["images"][0]["id"]]
-    path = folder / "sparse.json"
-    path.write_text(json.dumps(data))
-    return path

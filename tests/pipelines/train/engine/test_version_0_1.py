@@ -46,7 +46,7 @@ def test_training_goes_on_as_it_would_have_there(version_0_1: Path) -> None:
     loop = TrainLoop(config, SparseDetr(config.model), Criterion(config.loss), data)  # type: ignore[arg-type]
     loop.restore(version_0_1 / "checkpoint")
     loop.network.train()
-    losses = [float(loop.train_step(make_batch()).total.detach()) for _ in range(2)]
+    losses = [float(loop.train_step([make_batch()]).total.detach()) for _ in range(2)]
 
     expected = np.load(version_0_1 / "expected.npz")
     assert loop.step == 4
