@@ -68,13 +68,15 @@ class Trajectory:
         assert error[worst] <= TOLERANCE, f"{where}: {ours[worst]}, not {recorded[worst]} ({error[worst]:.1e})"
 
 
-def training_loop(recording: Any) -> tuple[TrainLoop, Batch]:
-    """The authors' run as a loop of ours, all in float64, and the batch of every step."""
+def training_loop(recording: Any, times: int = 1) -> tuple[TrainLoop, Batch]:
+    """The authors' run as a loop of ours, all in float64, and the batch that is every step, or each of its `times`
+    micro-batches: objects and gradients of such a step sum to as many times those of the batch, so it is the same."""
     converted = SparseDetr.from_original(recording.state, 0.1)
     config = RunConfig(
         model=replace(converted.config, dropout=0.0),
-        optimizer=OptimizerConfig(drop_epoch=2),
-        training=TrainingConfig(epochs=EPOCHS, global_batch=2),
+        # At the rates of a global batch of 2, whatever it is.
+        optimizer=OptimizerConfig(drop_epoch=2, lr=2e-4 / times**0.5, backbone_lr=2e-5 / times**0.5),
+        training=TrainingConfig(epochs=EPOCHS, global_batch=2 * times, micro_batch=2),
     )
     model = SparseDetr(config.model)
     model.load_state_dict(converted.state_dict())
@@ -92,11 +94,16 @@ def training_loop(recording: Any) -> tuple[TrainLoop, Batch]:
     return loop, batch
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(ALL_STEPS, marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=[(2, 1), (2, 2), pytest.param((ALL_STEPS, 1), marks=pytest.mark.slow)],
+    ids=["2", "2-accumulated", "all"],
+)
 def trajectory(request: pytest.FixtureRequest, shared: Path, recording: Callable[[str], Any]) -> Trajectory:
     found = np.load(shared / "golden" / "trajectory" / "r50_sparse_rho0.1.npz")
     recorded = {key.removeprefix("f64/"): found[key] for key in found.files if not key.startswith("f32/")}
-    loop, batch = training_loop(recording("r50_sparse_rho0.1"))
+    steps, times = request.param
+    loop, batch = training_loop(recording("r50_sparse_rho0.1"), times)
     config = loop.config.model
     named = {original_name(name, config): parameter for name, parameter in loop.model.named_parameters()}
     parameters = [named[canonical(key, config)] for key in recorded["keys"]]
@@ -116,8 +123,8 @@ def trajectory(request: pytest.FixtureRequest, shared: Path, recording: Callable
     start = [parameter.detach().clone() for parameter in parameters]
     changes = [torch.zeros_like(parameter) for parameter in start]
     rows: dict[str, list[Any]] = {}
-    for _ in range(request.param):
-        report = loop.train_step([batch])
+    for _ in range(steps):
+        report = loop.train_step([batch] * times)
         groups = {p: group for group in loop.optimizer.param_groups for p in group["params"]}
         changes = [p.detach() - p0 for p, p0 in zip(parameters, start, strict=True)]
         row = {
@@ -131,13 +138,13 @@ def trajectory(request: pytest.FixtureRequest, shared: Path, recording: Callable
         }
         for key, value in row.items():
             rows.setdefault(key, []).append(value)
-    if request.param == ALL_STEPS:
+    if steps == ALL_STEPS:
         rows["final_norms"] = [p.norm().item() for p in parameters]
     return Trajectory(
         ours={key: np.array(values) for key, values in rows.items()},
         recorded=recorded,
-        kept=kept,
-        queries=queries,
+        kept=kept[::times],
+        queries=queries[::times],
         changes=[change.numpy().ravel() for change in changes],
         trained={name: parameter.requires_grad for name, parameter in named.items()},
     )
@@ -204,3 +211,46 @@ def test_tokens(trajectory: Trajectory) -> None:
         assert kept == [set(row[:k].tolist()) for row, k in zip(recorded["kept"][step], counts, strict=True)]
         assert queries == [set(row.tolist()) for row in recorded["queries"][step]]
     assert len(trajectory.kept) == trajectory.steps
+
+
+def mirrored(batch: ImageBatch, targets: Targets, objects: int) -> tuple[Tensor, Targets]:
+    """The one image of a batch and its first objects, left and right exchanged."""
+    boxes = targets.boxes[:objects].double()
+    boxes[:, 0] = 1 - boxes[:, 0]
+    return batch.pixels[0].double().flip(-1), Targets(labels=targets.labels[:objects], boxes=boxes)
+
+
+def test_two_micro_batches_of_one_image_are_a_batch_of_two(recording: Callable[[str], Any]) -> None:
+    """Two images of one size, without padding, which otherwise ties the images of a batch together."""
+    source = recording("r50_sparse_rho0.1")
+    (targets,) = source.targets("A")
+    pixels = source.images("A").pixels[0].double()
+    pairs = [(pixels, Targets(labels=targets.labels, boxes=targets.boxes.double()))]
+    pairs.append(mirrored(source.images("A"), targets, 1))
+    assert len(targets.labels) > 1
+
+    def step_of(micro_batch: int) -> tuple[TrainLoop, list[float]]:
+        loop, _ = training_loop(source)
+        training = replace(loop.config.training, micro_batch=micro_batch)
+        loop = TrainLoop(replace(loop.config, training=training), loop.model, loop.criterion, loop.data)
+        loop.network.train()
+        batches = [
+            Batch(
+                images=ImageBatch.from_list([image for image, _ in part]),
+                targets=tuple(target for _, target in part),
+                image_ids=tuple(range(len(part))),
+                original_sizes=((192, 256),) * len(part),
+            )
+            for part in ([pairs] if micro_batch == 2 else [pairs[:1], pairs[1:]])
+        ]
+        return loop, [loop.train_step(batches).total.item()]
+
+    whole, losses = step_of(2)
+    accumulated, same = step_of(1)
+    assert same == pytest.approx(losses, rel=TOLERANCE)
+    for (name, one), other in zip(whole.model.named_parameters(), accumulated.model.parameters(), strict=True):
+        if one.grad is not None:
+            assert other.grad is not None
+            scale = one.grad.norm()
+            assert (one.grad - other.grad).norm() <= TOLERANCE * scale, name
+        assert (one - other).norm() <= TOLERANCE * one.norm(), name
