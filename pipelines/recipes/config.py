@@ -146,6 +146,13 @@ class TrainingConfig:
     path, `s3://` or `https://` URI, the last with `#sha256=<8 to 64 hex digits>` behind it."""
     init_model: str | None = None
     """Path or URI of a model folder to start all weights from; its shapes must fit `model`."""
+    checkpoint_minutes: float = 10.0
+    """Minutes of training between two checkpoints within an epoch, all that a crash costs; 0 is off. The end of every
+    epoch leaves one too."""
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints, beside `checkpoint_minutes`; unset is off."""
+    checkpoint_patience_minutes: float = 60.0
+    """The training goes on for so long while its store is away and takes no checkpoint, and then stops."""
     keep_checkpoints: int = 2
     """Checkpoints kept in the store: the best by AP, and always the last."""
     max_failures: int = 3
@@ -160,6 +167,13 @@ class TrainingConfig:
             f"training.precision: {self.precision!r} is not known; choose float32 or bfloat16",
         )
         require(0 <= self.ema_decay < 1, f"training.ema_decay: {self.ema_decay}; give a number in [0, 1), 0 for off")
+        for name in ("checkpoint_minutes", "checkpoint_patience_minutes"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"training.{name}: {value}; give a finite number of at least 0")
+        require(
+            self.checkpoint_steps is None or self.checkpoint_steps >= 1,
+            f"training.checkpoint_steps: {self.checkpoint_steps}; give at least 1, or leave it out",
+        )
         require(self.max_failures >= 0, f"training.max_failures: {self.max_failures}; give 0 or more")
         require(self.explain_images >= 0, f"training.explain_images: {self.explain_images}; give 0 or more")
         require(self.seed >= 0, f"training.seed: {self.seed}; give 0 or more")
@@ -226,8 +240,8 @@ class RunConfig:
     existing: Existing = "refuse"
     """Choice for when `output` holds results of a run already: `refuse` stops with an error, `overwrite` deletes
     them, `resume` continues that run from its last checkpoint. A resumed run may have other epochs, workers, CPUs and
-    GPUs, max_failures, keep_checkpoints, explain_images, loader_workers, cache, name, output and MLflow settings;
-    every other field must be as it was."""
+    GPUs, max_failures, settings of checkpoints, explain_images, loader_workers, cache, name, output and MLflow
+    settings; every other field must be as it was, and micro_batch is, where it is not given."""
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip()), f"name: {self.name!r}; give the run a name")

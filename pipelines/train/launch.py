@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,7 +19,7 @@ from pipelines.recipes.config import RunConfig
 from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.training_run import address
 from pipelines.train.engine.progress import OnProgress, ProgressBoard
-from pipelines.train.output import CHECKPOINTS, best_checkpoint
+from pipelines.train.output import CHECKPOINTS, best_checkpoint, checkpoints_of
 from pipelines.train.worker import WorkerTask, train_worker
 from sparse_detr.config_dict import to_dict
 from sparse_detr.storage.location import Location
@@ -48,6 +47,8 @@ def fit(
     """Run the workers to the end; the history, and the folder name of the best checkpoint."""
     board = ray.remote(num_cpus=0)(ProgressBoard).remote()
     access = DriverAccess(os.environ)
+    # Version 0.1 let Ray Train keep its checkpoints, which would refuse to start when one of its list is gone.
+    output.child(CHECKPOINTS, "checkpoint_manager_snapshot.json").delete_file()
     task = WorkerTask(config=to_dict(config), board=board, run=address(tracker), access=access)
     trainer = Trainer(
         train_worker,  # type: ignore[arg-type]  # Ray forgets that a worker may return something.
@@ -63,8 +64,8 @@ def fit(
         _raise_user_error(board, error)
         raise
     _raise_user_error(board, None)
-    found = [(Path(checkpoint.path).name, metrics) for checkpoint, metrics in result.best_checkpoints or []]
-    return list(result.return_value or []), best_checkpoint(found)
+    history = list(result.return_value or [])
+    return history, best_checkpoint(checkpoints_of(output, config), history)
 
 
 def _raise_user_error(board: Any, cause: BaseException | None) -> None:
@@ -88,9 +89,6 @@ def _ray_run(config: RunConfig, output: Location) -> ray.train.RunConfig:
         storage_path=output.path,
         storage_filesystem=output.filesystem,
         failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
-        checkpoint_config=ray.train.CheckpointConfig(
-            num_to_keep=config.training.keep_checkpoints, checkpoint_score_attribute="ap", checkpoint_score_order="max"
-        ),
         logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # V2 has it.
     )
 

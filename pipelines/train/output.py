@@ -1,7 +1,7 @@
 """Output folder of a training: the claim of it, and its records.
 
 run.json        config and MLflow run, written first
-checkpoints/    Ray Train's folder: the best checkpoints and the last
+checkpoints/    the best checkpoints and the last
 model/          the best model, for `SparseDetr.from_pretrained`
 result.json     history and timing, written last
 """
@@ -9,16 +9,17 @@ result.json     history and timing, written last
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.recipes.config import RunConfig
+from pipelines.recipes.config import RunConfig, TrainingConfig
 from pipelines.recipes.override import field_values
 from pipelines.recipes.paths import inputs
-from pipelines.train.engine.checkpoint import MODEL_FOLDER, SEAL
+from pipelines.train.engine.checkpoint import MODEL_FOLDER
+from pipelines.train.engine.checkpoint_store import CheckpointStore, Position, ap_of
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.errors import CheckpointError, require
 from sparse_detr.redaction import values_without_secrets
@@ -48,12 +49,19 @@ MAY_CHANGE = frozenset(
         "training.cpus_per_worker",
         "training.use_gpu",
         "training.explain_images",
+        "training.checkpoint_minutes",
+        "training.checkpoint_patience_minutes",
+        "training.checkpoint_steps",
         "training.keep_checkpoints",
         "training.max_failures",
     }
 )
 """Fields that a resumed run may have otherwise: how long, on which machines, and where it is recorded. Every other
 field, one that is added later too, must be as it was: it decides what is learned, or which epoch counts as the best."""
+
+
+_SINCE_0_1 = ("micro_batch", "checkpoint_minutes", "checkpoint_steps", "checkpoint_patience_minutes")
+"""Fields of `training` that the record of a run of version 0.1 lacks; it ran as their defaults say."""
 
 
 def claim_output(output: Location, config: RunConfig) -> Claim:
@@ -72,8 +80,9 @@ def claim_output(output: Location, config: RunConfig) -> Claim:
     return claim
 
 
-def continued_run(claim: Claim, config: RunConfig) -> str | None:
-    """Make sure that this run may go on with what is there; return its MLflow run, if any.
+def continued_run(claim: Claim, config: RunConfig) -> tuple[RunConfig, str | None]:
+    """Make sure that this run may go on with what is there; return it with the size of micro-batches settled, which
+    is that of the run before where this one leaves it open, and the MLflow run, if any.
 
     Raises:
         CheckpointError: the folder does not say which run it belongs to.
@@ -81,34 +90,35 @@ def continued_run(claim: Claim, config: RunConfig) -> str | None:
             epochs than are asked for.
     """
     if not claim.resumes:
-        return None
+        return _settled(config, config), None
     output = claim.output
     before, run_id = _read_run(output.child(RUN_FILE))
+    before, config = _settled(before, before), _settled(config, before)
     changes = differences(to_dict(before), to_dict(config))
     require(
         not changes,
         f"existing: 'resume', but the run in {output.uri} differs in {'; '.join(changes)}; resume with the values it "
         "had, or choose another output",
     )
-    done = _done_epochs(output)
+    newest = checkpoints_of(output, config).newest()
+    begun = 0 if newest is None else newest.begun
     require(
-        config.training.epochs >= done,
-        f"training.epochs: {config.training.epochs}, but the run in {output.uri} has done {done}; give at least {done}",
+        config.training.epochs >= begun,
+        f"training.epochs: {config.training.epochs}, but the run in {output.uri} has done or begun {begun}; give at "
+        f"least {begun}",
     )
-    return run_id
+    return config, run_id
 
 
-def checkpoint_name(epoch: int) -> str:
-    """Folder of the checkpoint after `epoch` epochs."""
-    return f"epoch_{epoch:04d}"
+def _settled(config: RunConfig, source: RunConfig) -> RunConfig:
+    """The run with a size of micro-batches: its own, or that of `source`."""
+    size = config.training.micro_batch or source.training.images_per_micro_batch
+    return replace(config, training=replace(config.training, micro_batch=size))
 
 
-def _done_epochs(output: Location) -> int:
-    """Epochs of the last whole checkpoint; 0 without any."""
-    folder = output.child(CHECKPOINTS)
-    names = folder.list() if folder.is_dir() else []
-    epochs = sorted((int(name[6:]) for name in names if re.fullmatch(r"epoch_\d+", name)), reverse=True)
-    return next((epoch for epoch in epochs if folder.child(checkpoint_name(epoch), SEAL).exists()), 0)
+def checkpoints_of(output: Location, config: RunConfig) -> CheckpointStore:
+    """The checkpoints of a run."""
+    return CheckpointStore(folder=output.child(CHECKPOINTS), keep=config.training.keep_checkpoints)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -127,6 +137,8 @@ def _read_run(file: Location) -> tuple[RunConfig, str | None]:
     try:
         record = json.loads(content)
         run_id = record["run_id"]
+        training, defaults = record["config"]["training"], to_dict(TrainingConfig())
+        record["config"]["training"] = {name: defaults[name] for name in _SINCE_0_1} | training
         return from_dict(RunConfig, record["config"]), str(run_id) if run_id else None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -150,11 +162,17 @@ def write_result(output: Location, record: Mapping[str, Any]) -> None:
     output.child(RESULT_FILE).write_bytes(json.dumps(record, indent=1).encode())
 
 
-def best_checkpoint(checkpoints: Sequence[tuple[str, Mapping[str, float]]]) -> str:
-    """Folder name with the highest AP among (name, metrics); the last one where none was evaluated."""
-    if not checkpoints:
+def best_checkpoint(checkpoints: CheckpointStore, history: Sequence[Mapping[str, float]]) -> str:
+    """Folder name of the checkpoint with the highest AP; the last one where none was evaluated."""
+    whole = checkpoints.whole()
+    if not whole:
         raise CheckpointError("the run left no checkpoint; look into the workers' logs")
-    return max(enumerate(checkpoints), key=lambda item: (item[1][1].get("ap", -1.0), item[0]))[1][0]
+
+    def rank(place: Position) -> tuple[float, Position]:
+        ap = ap_of(place, history)
+        return (-1.0 if ap is None else ap, place)
+
+    return str(max(whole, key=rank))
 
 
 def publish_model(output: Location, checkpoint: str) -> Location:

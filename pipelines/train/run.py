@@ -81,7 +81,7 @@ def train(
     config, output, start = checked.config, checked.output, checked.start
     # Refused before Ray starts; deleted once the cluster has room.
     claim = claim_output(output, config)
-    continued = continued_run(claim, config)
+    config, continued = continued_run(claim, config)
     with ExitStack() as stack:
         session = stack.enter_context(connect())
         training = config.training

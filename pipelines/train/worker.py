@@ -1,4 +1,4 @@
-"""Work of one Ray Train worker: build the loop of its rank, restore it, run it, report every epoch."""
+"""Work of one Ray Train worker: build the loop of its rank, restore it, run it, tell the driver how far it is."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ from pipelines.recipes.config import RunConfig
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.train.engine.build import build_loop
-from pipelines.train.engine.hooks import NoHooks, Trained
-from pipelines.train.engine.loop import Metrics
+from pipelines.train.engine.checkpoint import Snapshot
+from pipelines.train.engine.checkpoint_store import CheckpointStore
+from pipelines.train.engine.checkpointer import Checkpointer
+from pipelines.train.engine.hooks import NoHooks, Requests, Trained
+from pipelines.train.engine.loop import Metrics, TrainLoop
 from pipelines.train.engine.progress import StepProgress
-from pipelines.train.output import checkpoint_name
+from pipelines.train.output import checkpoints_of
 from pipelines.train.pictures import TrainingPictures
 from sparse_detr.config_dict import from_dict
 from sparse_detr.errors import SparseDetrError
 from sparse_detr.ops.self_check import self_test
+from sparse_detr.storage.location import locate
+from sparse_detr.storage.retry import patiently
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +41,6 @@ POST_SECONDS = 0.5
 """Least time between two posts to the driver: each makes the device wait once, and the bar needs no more."""
 CURVE_SECONDS = 10.0
 """Least time between two points of the curves over steps in MLflow: a call takes about 0.13 s on a busy server."""
-
-UNKNOWN_AP = -1.0
-"""Told to Ray for an epoch without evaluation: Ray wants the score of every checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +58,23 @@ class WorkerTask:
 
 
 class RayHooks(NoHooks):
-    """Tells the driver, MLflow and Ray Train how far the loop of this rank is."""
+    """Tells the driver and MLflow how far the loop is, and lets its checkpoints be written; for rank 0."""
 
-    def __init__(self, board: Any, tracker: Tracker, rank: int, pictures: TrainingPictures) -> None:
+    def __init__(self, board: Any, tracker: Tracker, pictures: TrainingPictures, checkpoints: Checkpointer) -> None:
         self._board = board
         self._tracker = tracker
-        self._rank = rank
         self._pictures = pictures
+        self._checkpoints = checkpoints
         self._posted = self._drawn = 0.0
+
+    def requests(self, step: int) -> Requests:
+        """Ask for a checkpoint when it is time."""
+        return Requests(checkpoint=self._checkpoints.due(step))
 
     def step_done(self, progress: Callable[[], StepProgress]) -> None:
         """Post to the driver now and then; only such a step waits for the device, and none for the driver."""
         now = time.monotonic()
-        if self._rank != 0 or now - self._posted < POST_SECONDS:
+        if now - self._posted < POST_SECONDS:
             return
         self._posted = now
         found = progress()
@@ -77,19 +83,15 @@ class RayHooks(NoHooks):
             self._drawn = now
             self._tracker.metrics({f"step_{name}": value for name, value in found.metrics.items()}, found.step)
 
+    def checkpoint(self, snapshot: Snapshot) -> None:
+        """Begin to write it."""
+        self._checkpoints.take(snapshot)
+
     def epoch_done(self, loop: Trained, progress: StepProgress) -> None:
-        """Post, log, report with a checkpoint of rank 0, draw; every rank takes part in Ray's report."""
-        # Ray needs the score alone; the history travels in the checkpoint and as the worker's return value.
-        score = {"epoch": progress.epoch, "ap": progress.metrics.get("ap", UNKNOWN_AP)}
-        if self._rank != 0:
-            ray.train.report(score)
-            return
+        """Post, log, begin to write a checkpoint, draw."""
         self._board.post.remote(progress)
         self._tracker.metrics(progress.metrics, progress.epoch)
-        with tempfile.TemporaryDirectory(prefix="sparse-detr-") as folder:
-            loop.save(Path(folder))
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(score, checkpoint, checkpoint_dir_name=checkpoint_name(progress.epoch))
+        self._checkpoints.take(loop.snapshot())
         self._pictures.epoch_done(loop, progress)
 
 
@@ -114,14 +116,29 @@ def _run(task: WorkerTask) -> tuple[Metrics, ...]:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.training.cpus_per_worker)
-    tracker: Tracker = MlflowTracker.attach(*task.run) if rank == 0 and task.run is not None else NullTracker()
-    hooks = RayHooks(task.board, tracker, rank, TrainingPictures(config, tracker))
     device = ray.train.torch.get_device() if config.training.use_gpu else torch.device("cpu")
     self_test(device.type)
+    store = checkpoints_of(locate(config.output), config)
+    if rank != 0:
+        loop = build_loop(config, rank=rank, world_size=world_size, device=device)
+        _restore(loop, store)
+        return loop.run()
+    tracker: Tracker = NullTracker() if task.run is None else MlflowTracker.attach(*task.run)
+    checkpointer = Checkpointer(store, config.training)
+    hooks = RayHooks(task.board, tracker, TrainingPictures(config, tracker), checkpointer)
     loop = build_loop(config, rank=rank, world_size=world_size, device=device, hooks=hooks)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            loop.restore(Path(folder))
-        logger.warning("rank %d continues after epoch %d from %s", rank, loop.epoch, checkpoint.path)
-    return loop.run()
+    _restore(loop, store)
+    history = loop.run()
+    checkpointer.close()
+    return history
+
+
+def _restore(loop: TrainLoop, store: CheckpointStore) -> None:
+    """Go on from the newest whole checkpoint, the same on every rank; begin where there is none."""
+    place = loop.ranks.first(patiently(store.newest) if loop.ranks.rank == 0 else None)
+    if place is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="sparse-detr-") as folder:
+        patiently(store.folder.child(str(place)).download_to, Path(folder))
+        loop.restore(Path(folder))
+    logger.warning("rank %d continues from %s", loop.ranks.rank, store.folder.child(str(place)).uri)

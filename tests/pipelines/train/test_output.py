@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import field_values, override
+from pipelines.train.engine.checkpoint_store import CheckpointStore
 from pipelines.train.output import (
     MAY_CHANGE,
     begin_run,
@@ -31,7 +32,7 @@ def config(tmp_path: Path) -> RunConfig:
 def resumed(config: RunConfig) -> str | None:
     """The MLflow run that `existing: resume` finds."""
     config = replace(config, existing="resume")
-    return continued_run(claim_output(locate(config.output), config), config)
+    return continued_run(claim_output(locate(config.output), config), config)[1]
 
 
 def leave_results(config: RunConfig, run_id: str | None = "abc") -> None:
@@ -59,7 +60,7 @@ def test_overwrite_deletes_the_runs_files_alone(config: RunConfig) -> None:
     output = locate(config.output)
 
     claim = claim_output(output, replace(config, existing="overwrite"))
-    assert continued_run(claim, config) is None
+    assert continued_run(claim, config)[1] is None
     claim.clear()
     assert output.list() == ["notes.txt"]
 
@@ -105,12 +106,42 @@ def test_a_run_that_begins_again_is_not_complete(config: RunConfig) -> None:
 
 def test_resume_with_fewer_epochs_than_are_done_is_refused(config: RunConfig) -> None:
     leave_results(config)
-    for name in ("epoch_0003/checkpoint.json", "epoch_0400/checkpoint.json", "epoch_0401/trainer.pt", "epoch_x"):
+    sealed = ("epoch_0003", "epoch_0399_step_000007", "epoch_0399_step_000010")
+    for name in (*(f"{name}/checkpoint.json" for name in sealed), "epoch_0401/trainer.pt", "epoch_x"):
         locate(config.output).child("checkpoints", name).write_bytes(b"x")
 
-    with pytest.raises(ConfigError, match=r"training\.epochs: 2, but the run in .* has done 400; give at least 400"):
-        resumed(override(config, {"training.epochs": 2}))
+    with pytest.raises(ConfigError, match=r"training\.epochs: 399, but the run in .* has done or begun 400; give at"):
+        resumed(override(config, {"training.epochs": 399}))
     assert resumed(override(config, {"training.epochs": 400})) == "abc"
+
+
+def size_of_micro_batches(config: RunConfig) -> int | None:
+    config = replace(config, existing="resume")
+    return continued_run(claim_output(locate(config.output), config), config)[0].training.micro_batch
+
+
+def test_a_run_keeps_its_micro_batches_when_its_workers_change(config: RunConfig) -> None:
+    assert size_of_micro_batches(override(config, {"training.workers": 4})) == 4
+    leave_results(override(config, {"training.workers": 4}))
+
+    assert size_of_micro_batches(override(config, {"training.workers": 2})) == 4
+    assert size_of_micro_batches(override(config, {"training.workers": 3, "training.micro_batch": 4})) == 4
+    with pytest.raises(ConfigError, match=r"training\.micro_batch: 4, now 8"):
+        size_of_micro_batches(override(config, {"training.micro_batch": 8}))
+    with pytest.raises(ConfigError, match=r"training\.workers: 8, but training\.micro_batch: 4 cuts .* at most 4"):
+        size_of_micro_batches(override(config, {"training.workers": 8}))
+
+
+def test_a_run_of_version_0_1_goes_on(config: RunConfig) -> None:
+    leave_results(override(config, {"training.workers": 2}))
+    file = locate(config.output).child("run.json")
+    record = json.loads(file.read_bytes())
+    for name in ("micro_batch", "checkpoint_minutes", "checkpoint_steps", "checkpoint_patience_minutes"):
+        del record["config"]["training"][name]
+    file.write_bytes(json.dumps(record).encode())
+
+    assert size_of_micro_batches(config) == 8
+    assert resumed(config) == "abc"
 
 
 CHANGES: dict[str, object] = {
@@ -213,11 +244,15 @@ def test_no_password_is_left_in_the_folder(config: RunConfig) -> None:
     assert resumed(config) == "abc"
 
 
-def test_the_best_checkpoint_has_the_highest_ap_and_else_is_the_last() -> None:
-    assert best_checkpoint([("a", {"ap": 0.1}), ("b", {"ap": 0.3}), ("c", {"ap": 0.2})]) == "b"
-    assert best_checkpoint([("a", {}), ("b", {})]) == "b"
+def test_the_best_checkpoint_has_the_highest_ap_and_else_is_the_last(tmp_path: Path) -> None:
+    store = CheckpointStore(folder=locate(tmp_path))
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        best_checkpoint([])
+        best_checkpoint(store, [])
+    for name in ("epoch_0001", "epoch_0002", "epoch_0002_step_000005", "epoch_0003"):
+        store.folder.child(name, "checkpoint.json").write_bytes(b"{}")
+    assert best_checkpoint(store, [{"ap": 0.1}, {"ap": 0.3}, {"ap": 0.2}]) == "epoch_0002"
+    assert best_checkpoint(store, [{"ap": 0.1}, {}, {}]) == "epoch_0001"
+    assert best_checkpoint(store, [{}, {}, {}]) == "epoch_0003"
 
 
 def test_records_are_json(config: RunConfig) -> None:
