@@ -10,6 +10,10 @@ from sparse_detr.errors import require
 from sparse_detr.records import COCO_IMAGE_SIZE, ImageSize
 from sparse_detr.storage.retry import PATIENCE
 
+IMAGES_PER_BLOCK = 64
+"""Images that are detected together, where nothing else is asked for. Training's validation takes as many, so that its
+batches are those of `evaluate`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictorConfig:
@@ -72,7 +76,7 @@ class DetectionConfig(PredictorConfig):
     """CPU cores that Ray books for a worker; less is booked where the cluster is small, so that one stays free."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto` takes GPUs where the Ray cluster has any."""
-    images_per_block: int = 64
+    images_per_block: int = IMAGES_PER_BLOCK
     """Images of one unit of work, and of one Parquet file: what is redone when a worker dies. With 64, ten million
     images make 156 250 files of at most 0.3 MB before compression (64 x 100 boxes of some 46 bytes)."""
 

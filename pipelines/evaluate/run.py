@@ -167,7 +167,7 @@ class WholeTask:
 def _detect(
     config: EvaluateConfig, index: CocoIndex, on_progress: Progress | None, connect: Connect
 ) -> Iterator[pa.Table]:
-    images = sorted(index.images, key=lambda image: (image.file_name, image.id))
+    images = index.in_order()
     manifest = Manifest.of(locate(config.images).uri, [i.file_name for i in images], [i.id for i in images])
     ratios = config.keep_ratio or (None,)
     done = 0

@@ -41,7 +41,8 @@ class DataConfig:
     loader_workers: int = 0
     """Processes that prepare batches beside each training worker; 0 prepares them in the worker itself."""
     cache: Literal["none", "bytes", "pixels"] = "bytes"
-    """Kept in the memory of each worker after the first read, up to 2 GiB: nothing, files, or decoded images."""
+    """Of training images in the memory of each worker after the first read, up to 2 GiB: nothing, files, or decoded
+    images."""
 
     def __post_init__(self) -> None:
         require(self.short_side >= 32, f"data.short_side: {self.short_side}; give at least 32 pixels")
@@ -133,7 +134,7 @@ class TrainingConfig:
     seed: int = 42
     """Weights, order, augmentation and dropout follow from it, whatever the number of workers."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` runs the model under autocast; weights, loss and optimizer stay in float32."""
+    """`bfloat16` runs the model under autocast; weights, loss and optimizer stay in float32, and validation too."""
     ema_decay: float = 0.0
     """Evaluate and save a moving average of the weights with this decay a step; 0 is off."""
     evaluate_every: int = 1

@@ -82,7 +82,7 @@ class TrainingPictures(NoHooks):
         from pipelines.explain.run import explain_image
 
         if self._images is None:
-            self._images = choose_images(loop.data.ground_truth, self._config.data.val_images, self._count)
+            self._images = choose_images(loop.data.val.index.ground_truth(), self._config.data.val_images, self._count)
         data = self._config.data
         with tempfile.TemporaryDirectory(prefix="sparse-detr-") as folder:
             for name, image, truth in self._images:

@@ -67,6 +67,11 @@ class CocoIndex:
     def __len__(self) -> int:
         return len(self.images)
 
+    def in_order(self) -> list[CocoImage]:
+        """The images by file name and id, as every evaluation takes them: the same batches give the same numbers, to
+        the last digit."""
+        return sorted(self.images, key=lambda image: (image.file_name, image.id))
+
     def ground_truth(self) -> dict[str, Any]:
         """The kept annotations in COCO form, as pycocotools wants them (`bbox` is xywh in pixels)."""
         return {

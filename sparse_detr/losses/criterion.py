@@ -55,7 +55,7 @@ class Criterion:
             ConfigError: a label is no class of the model.
         """
         if num_boxes is None:
-            num_boxes = max(count_boxes(targets), 1)
+            num_boxes = float(max(count_boxes(targets), 1))
         with torch.autocast(output.logits.device.type, enabled=False):
             sets = prediction_sets(output)
             agnostic = {"_enc": sets.pop("_enc")} if output.class_agnostic_proposals and "_enc" in sets else {}

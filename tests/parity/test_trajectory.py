@@ -88,7 +88,7 @@ def training_loop(recording: Any, times: int = 1) -> tuple[TrainLoop, Batch]:
         original_sizes=((192, 256), (160, 224)),
     )
     classes = Classes(names=("any",), category_ids=(1,))
-    data = RunData(train=SameBatch([batch] * STEPS_PER_EPOCH), val=(), ground_truth={}, classes=classes)
+    data = RunData(train=SameBatch([batch] * STEPS_PER_EPOCH), val=None, classes=classes)  # type: ignore[arg-type]
     loop = TrainLoop(config, model.double(), Criterion(config.loss), data)
     loop.network.train()
     return loop, batch

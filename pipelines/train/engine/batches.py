@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -10,12 +10,14 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader
 
 from pipelines.recipes.config import DataConfig, RunConfig
+from pipelines.train.engine.validation import ValidationImages
 from sparse_detr.data.coco import CocoIndex, read_coco
 from sparse_detr.data.dataset import DetectionDataset, collate
 from sparse_detr.data.sampler import MicroBatchSampler
-from sparse_detr.data.transforms import EvalTransform, TrainTransform
+from sparse_detr.data.transforms import TrainTransform
 from sparse_detr.errors import AnnotationError, require
 from sparse_detr.records import Batch, Classes
+from sparse_detr.storage.location import locate
 
 LOCATIONS = ("train_annotations", "train_images", "val_annotations", "val_images")
 
@@ -35,13 +37,10 @@ class TrainBatches(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """Data that one rank trains on and is evaluated with."""
+    """Data that one rank trains on, and that all are evaluated with."""
 
     train: TrainBatches
-    val: Iterable[Batch]
-    """This rank's share of the validation images."""
-    ground_truth: dict[str, Any]
-    """All validation annotations in COCO's form."""
+    val: ValidationImages
     classes: Classes
 
 
@@ -93,13 +92,10 @@ def _first_images(index: CocoIndex, limit: int) -> CocoIndex:
 
 
 def load_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> RunData:
-    """The batches of one rank: its micro-batches of every step, every `world_size`th validation image."""
+    """The micro-batches of one rank, and the validation images."""
     train, val = read_annotations(config.data)
-    data = config.data
+    data, training = config.data, config.training
     train_set = DetectionDataset(train, data.train_images, TrainTransform(config=data.augment), cache=data.cache)
-    evaluation = EvalTransform(size=data.image_size)
-    val_set = DetectionDataset(val, data.val_images, evaluation, cache=data.cache)
-    training, workers = config.training, data.loader_workers
     sampler = MicroBatchSampler(
         len(train_set),
         global_batch=training.global_batch,
@@ -108,15 +104,9 @@ def load_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> RunDa
         world_size=world_size,
         seed=training.seed,
     )
-    loader = DataLoader(train_set, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
-    share = range(rank, len(val_set), world_size)
-    val_loader = DataLoader(
-        val_set,
-        batch_size=training.images_per_micro_batch,
-        sampler=share,
-        collate_fn=collate,
-        num_workers=workers,
-    )
+    loader = DataLoader(train_set, batch_sampler=sampler, collate_fn=collate, num_workers=data.loader_workers)
     return RunData(
-        train=_Loader(loader, sampler), val=val_loader, ground_truth=val.ground_truth(), classes=train.classes
+        train=_Loader(loader, sampler),
+        val=ValidationImages(index=val, root=locate(data.val_images), size=data.image_size),
+        classes=train.classes,
     )

@@ -31,11 +31,10 @@ from pipelines.train.engine.progress import StepProgress
 from pipelines.train.engine.ranks import Ranks
 from pipelines.train.engine.schedule import learning_rate_factor, set_learning_rates
 from pipelines.train.engine.seeding import seed_micro_batch
-from pipelines.train.engine.validation import detect, flat_metrics, validation_metrics, validation_overlap
+from pipelines.train.engine.validation import validate
 from sparse_detr.data.sampler import share_of
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import NotFiniteError, require
-from sparse_detr.evaluation.attention_overlap import OverlapMean
 from sparse_detr.losses.criterion import Criterion, LossReport, count_boxes, mean_report
 from sparse_detr.records import Batch
 
@@ -208,17 +207,8 @@ class TrainLoop:
         return nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
 
     def evaluate(self) -> Metrics:
-        """On the validation images, the same on every rank: COCO's numbers, and for sparse models `corr`, the share of
-        the decoder's attention that falls on kept tokens, over all levels and (`corr_0`, ...) on each."""
-        started = time.perf_counter()
-        overlap = OverlapMean() if self.config.model.sparse else None
-        with self._autocast():
-            results = detect(self.eval_model, self.data.val, self.data.classes, self.device, overlap)
-        world_size = self.ranks.world_size
-        metrics = flat_metrics(validation_metrics(results, self.data.ground_truth, world_size=world_size))
-        if overlap is not None:
-            metrics |= validation_overlap(overlap, world_size=world_size)
-        return metrics | {"evaluation_seconds": time.perf_counter() - started}
+        """Numbers on the validation images, the same on every rank: see `validate`."""
+        return validate(self.eval_model, self.data.val, self.device, self.ranks)
 
     def _checkpoint(self) -> None:
         self._check.settle()

@@ -41,6 +41,14 @@ class Ranks:
         dist.all_gather(rows, row, group=self._group)
         return torch.stack(rows)
 
+    def gather_objects(self, value: T) -> list[T]:
+        """What every rank gave; to be pickled."""
+        if self.world_size == 1:
+            return [value]
+        found = [value] * self.world_size
+        dist.all_gather_object(found, value, group=self._group)
+        return found
+
     def first(self, value: T) -> T:
         """What rank 0 gave."""
         if self.world_size == 1:

@@ -1,72 +1,119 @@
-"""Evaluation on the validation images, every rank with its share: COCO's numbers, and Corr."""
+"""Evaluation on the validation images as `sparse-detr evaluate` does it, every rank with its share of the blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import nn
 
+from pipelines.detect.config import IMAGES_PER_BLOCK, PredictorConfig
+from pipelines.detect.images import ImageRef, ImageResult, ReadyImage
+from pipelines.detect.predictor import Predictor
+from pipelines.detect.prefetch import Block
+from pipelines.train.engine.ranks import Ranks
+from sparse_detr.data.coco_index import CocoIndex
+from sparse_detr.detector import SparseDetr
+from sparse_detr.errors import ImageError
 from sparse_detr.evaluation.attention_overlap import OverlapMean, attention_overlap
 from sparse_detr.evaluation.coco_ap import CocoMetrics, coco_results, evaluate_coco
 from sparse_detr.evaluation.mode import evaluating
-from sparse_detr.evaluation.postprocess import postprocess
-from sparse_detr.records import Batch, Classes
+from sparse_detr.records import ImageSize
+from sparse_detr.storage.location import Location
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationImages:
+    """Images to detect objects in, in the order and the blocks of `evaluate`."""
+
+    index: CocoIndex
+    root: Location
+    size: ImageSize
+    """They are resized to it."""
+
+    def blocks(self, rank: int, world_size: int) -> Iterator[Block]:
+        """Every `world_size`th block: whole ones, since a batch holds images of one block, and another batch would
+        round otherwise."""
+        refs = [ImageRef(index=row, key=image.file_name) for row, image in enumerate(self.index.in_order())]
+        for first in range(rank * IMAGES_PER_BLOCK, len(refs), world_size * IMAGES_PER_BLOCK):
+            yield Block(images=refs[first : first + IMAGES_PER_BLOCK])
+
+
+class _Predictor(Predictor):
+    """Also takes in how much of the decoder's attention falls on kept tokens, in the same pass."""
+
+    def __init__(self, model: SparseDetr, size: ImageSize, device: torch.device, overlap: OverlapMean | None) -> None:
+        config = PredictorConfig(short_side=size.short_side, max_side=size.max_side)
+        super().__init__(model, config, device=device)
+        self._overlap = overlap
+
+    @torch.inference_mode()
+    def run(self, images: Sequence[ReadyImage]) -> list[ImageResult]:
+        """Detections of images of one shape."""
+        output = self.model(self.batch(images), with_auxiliary=self._overlap is not None)
+        if self._overlap is not None:
+            self._overlap.add(attention_overlap(output))
+        return self.results(images, output)
+
+
+def validate(model: SparseDetr, images: ValidationImages, device: torch.device, ranks: Ranks) -> dict[str, float]:
+    """COCO's numbers, and for sparse models `corr`, the share of the decoder's attention that falls on kept tokens,
+    over all levels and (`corr_0`, ...) on each; the same on every rank, and each must call it.
+
+    In float32 whatever the training's precision, without padding, in batches as in `evaluate`: so these are the numbers
+    that `evaluate` gives of the saved model, to the last digit.
+
+    Raises:
+        ImageError: an image is broken; names it.
+        StoreUnavailableError: the store was away for longer than is waited for it.
+    """
+    started = time.perf_counter()
+    overlap = OverlapMean() if model.config.sparse else None
+    results = detect(model, images, device, ranks, overlap)
+    metrics = flat_metrics(coco_metrics(results, images.index.ground_truth(), ranks))
+    if overlap is not None:
+        whole = OverlapMean()
+        whole.merge(ranks.gather_objects(overlap))
+        metrics |= whole.summary()
+    return metrics | {"evaluation_seconds": time.perf_counter() - started}
 
 
 def detect(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    classes: Classes,
-    device: torch.device | str,
-    overlap: OverlapMean | None = None,
+    model: SparseDetr, images: ValidationImages, device: torch.device, ranks: Ranks, overlap: OverlapMean | None = None
 ) -> list[dict[str, Any]]:
-    """Detections of all images in the batches, as entries of a COCO results file.
+    """Detections of this rank's images, as entries of a COCO results file; errors as `validate`.
 
     Args:
-        overlap: takes in how much of the decoder's attention falls on kept tokens; without it the model need not
-            return its attention.
+        model: in any mode, which comes back afterwards.
+        images: of all ranks.
+        device: where the model is.
+        ranks: this one takes its share.
+        overlap: takes in how much of the decoder's attention falls on kept tokens.
     """
     results: list[dict[str, Any]] = []
+    order = images.index.in_order()
     with evaluating(model):
-        for batch in batches:
-            output = model(batch.images.to(device), with_auxiliary=overlap is not None)
-            if overlap is not None:
-                overlap.add(attention_overlap(output))
-            found = postprocess(output, batch.original_sizes)
-            for image_id, detections in zip(batch.image_ids, found, strict=True):
-                results += coco_results(image_id, detections, classes)
+        predictor = _Predictor(model, images.size, device, overlap)
+        for block in predictor.detect_blocks(images.root.child, images.blocks(ranks.rank, ranks.world_size)):
+            for found in block:
+                if found.detections is None:
+                    why = "" if found.failure is None else found.failure.message
+                    raise ImageError(f"data.val_images: {found.key} cannot be used: {why}; fix it, or take it out")
+                results += coco_results(order[found.index].id, found.detections, images.index.classes)
     return results
 
 
-def validation_metrics(
-    results: list[dict[str, Any]], ground_truth: dict[str, Any], *, world_size: int = 1
-) -> CocoMetrics:
+def coco_metrics(results: list[dict[str, Any]], ground_truth: dict[str, Any], ranks: Ranks) -> CocoMetrics:
     """COCO's numbers from the results of all ranks; every rank must call it and gets the same answer."""
-    if world_size == 1:
-        return evaluate_coco(ground_truth, results)
-    gathered: list[list[dict[str, Any]]] = [[] for _ in range(world_size)]
-    dist.all_gather_object(gathered, results)
-    answer: list[CocoMetrics | None] = [None]
-    if dist.get_rank() == 0:
-        answer = [evaluate_coco(ground_truth, [entry for results_of_rank in gathered for entry in results_of_rank])]
-    dist.broadcast_object_list(answer, src=0)
-    metrics = answer[0]
+    gathered = ranks.gather_objects(results)
+    metrics = None
+    if ranks.rank == 0:
+        metrics = evaluate_coco(ground_truth, [entry for results_of_rank in gathered for entry in results_of_rank])
+    metrics = ranks.first(metrics)
     assert metrics is not None
     return metrics
-
-
-def validation_overlap(overlap: OverlapMean, *, world_size: int = 1) -> dict[str, float]:
-    """`corr`, `corr_0`, ... over the images of all ranks; every rank must call it and gets the same answer."""
-    if world_size == 1:
-        return overlap.summary()
-    gathered = [OverlapMean() for _ in range(world_size)]
-    dist.all_gather_object(gathered, overlap)
-    whole = OverlapMean()
-    whole.merge(gathered)
-    return whole.summary()
 
 
 def flat_metrics(metrics: CocoMetrics) -> dict[str, float]:
