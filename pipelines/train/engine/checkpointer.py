@@ -44,13 +44,18 @@ class Checkpointer:
         self._unwritten: StoreUnavailableError | None = None
         self._begun = self._whole = clock()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a snapshot is on its way."""
+        return self._writing is not None and not self._writing.done()
+
     def due(self, step: int) -> bool:
         """Whether to take a snapshot after step number `step`; never while the one before is on its way.
 
         Raises:
             StorageError: as `take`.
         """
-        if self._writing is not None and not self._writing.done():
+        if self.busy:
             return False
         self._settle()
         every, minutes = self._config.checkpoint_steps, self._config.checkpoint_minutes
