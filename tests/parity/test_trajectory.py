@@ -232,7 +232,7 @@ def test_two_micro_batches_of_one_image_are_a_batch_of_two(recording: Callable[[
     def step_of(micro_batch: int) -> tuple[TrainLoop, list[float]]:
         loop, _ = training_loop(source)
         training = replace(loop.config.training, micro_batch=micro_batch)
-        loop = TrainLoop(replace(loop.config, training=training), loop.model, loop.criterion, loop.data)
+        loop = TrainLoop(replace(loop.config, training=training), loop.model, loop.update.criterion, loop.data)
         loop.network.train()
         batches = [
             Batch(

@@ -120,7 +120,7 @@ def test_epochs_differ_and_seeds_decide(quick_run: RunConfig) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_term(quick_run: RunConfig) -> None:
     loop = build_loop(quick_run)
-    criterion = loop.criterion
+    criterion = loop.update.criterion
 
     def broken(output: Any, targets: Any, num_boxes: float) -> Any:
         report = criterion(output, targets, num_boxes)
@@ -129,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(quick_run: RunConfig
             object.__setattr__(report, "total", report.total * float("nan"))
         return report
 
-    loop.criterion = broken  # type: ignore[assignment]
+    loop.update.criterion = broken  # type: ignore[assignment]
     before = weights(loop)
     with pytest.raises(NotFiniteError, match=r"step 1 \(epoch 1\): NaN or infinity of loss_giou.*optimizer\.lr"):
         loop.run()
@@ -141,8 +141,8 @@ def test_a_late_check_names_the_step_that_broke_and_keeps_the_weights(quick_run:
     """As on a GPU, where the numbers of a step are looked at in the next one, or at the end of the epoch."""
     for broken_step in (1, 2):
         loop = build_loop(quick_run)
-        loop._check = FiniteCheck(loop.config.optimizer, late=True)
-        criterion, seen = loop.criterion, list[dict[str, Tensor]]()
+        loop.update.check = FiniteCheck(loop.config.optimizer, late=True)
+        criterion, seen = loop.update.criterion, list[dict[str, Tensor]]()
 
         def broken(
             output: Any,
@@ -160,7 +160,7 @@ def test_a_late_check_names_the_step_that_broke_and_keeps_the_weights(quick_run:
                 object.__setattr__(report, "total", report.total * float("nan"))
             return report
 
-        loop.criterion = broken  # type: ignore[assignment]
+        loop.update.criterion = broken  # type: ignore[assignment]
         with pytest.raises(NotFiniteError, match=rf"step {broken_step} \(epoch 1\): NaN or infinity of loss_giou"):
             loop.run()
         assert same(seen[0], dict(loop.model.state_dict()))
@@ -186,12 +186,12 @@ def test_update_and_hook_wait_for_nothing_unless_asked(quick_run: RunConfig, lat
 
     # Dense: a sparse model asks for the number of kept tokens in every forward pass. The losses match on the host.
     loop = build_loop(override(quick_run, {"model.keep_ratio": 1.0}), hooks=Quiet())
-    loop._check = FiniteCheck(loop.config.optimizer, late=late)
+    loop.update.check = FiniteCheck(loop.config.optimizer, late=late)
     batch = next(iter(loop.data.train))
     loop.network.train()
     report = loop.train_step(batch)
     loop._meter = LossMeter("cpu")  # which has other terms to count now
-    loop._losses = lambda output, batch, boxes: report_of(output)  # type: ignore[method-assign]
+    loop.update.losses = lambda output, batch, boxes: report_of(output)  # type: ignore[method-assign]
 
     def report_of(output: Any) -> LossReport:
         total = output.logits.square().mean() + output.boxes.mean()

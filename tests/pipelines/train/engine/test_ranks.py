@@ -67,7 +67,7 @@ def digest(*values: Any) -> str:
 
 def watch(loop: TrainLoop, seen: Seen) -> None:
     """Note every micro-batch and its loss, and every image that is decoded."""
-    accumulate, pixels = loop._accumulate, DetectionDataset.pixels
+    accumulate, pixels = loop.update.accumulate, DetectionDataset.pixels
 
     def accumulated(number: int, batch: Any, boxes: float) -> Any:
         report = accumulate(number, batch, boxes)
@@ -80,7 +80,7 @@ def watch(loop: TrainLoop, seen: Seen) -> None:
         seen.decoded.append(item)
         return pixels(self, item)
 
-    loop._accumulate = accumulated  # type: ignore[method-assign]
+    loop.update.accumulate = accumulated  # type: ignore[method-assign]
     DetectionDataset.pixels = decoded  # type: ignore[method-assign]  # in a process of its own
 
 
