@@ -12,6 +12,7 @@
         OutputExistsError      results of another run stand where these would go
         IncompleteError        a job ended before all was done; the same command goes on
         ErrorBudgetError       more images of a collection failed than were allowed to
+        DeviceError            the GPU failed, and fails for the rest of the process
         NotFiniteError         numbers that became NaN or infinite, mostly by diverged training
 
 Every message names the field or file, the value found, and the remedy.
@@ -72,3 +73,12 @@ class IncompleteError(SparseDetrError):
 
 class ErrorBudgetError(SparseDetrError):
     """More images of a collection failed than were allowed to."""
+
+
+class DeviceError(SparseDetrError):
+    """The GPU failed, and whatever this process asks of it from now on fails too."""
+
+    def __init__(self, message: str, image: int | None = None) -> None:
+        """With the row in the manifest of the image that it had; None where there were several, or none is to blame."""
+        super().__init__(message)
+        self.image = image

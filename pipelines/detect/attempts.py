@@ -1,4 +1,5 @@
-"""Number of times that a block of images was begun: a worker that dies tells nobody what it was at.
+"""Number of times that a block of images was begun: a worker that dies tells nobody what it was at, with one exception:
+that an image, alone in its batch, made its GPU fail.
 
 Workers ask the one actor of a run before they touch a block. It is on the driver's node, so it lives as long as the
 driver; what a driver forgets by its death costs one more worker.
@@ -21,15 +22,29 @@ class Attempts:
 
     def __init__(self) -> None:
         self._begun: Counter[Hashable] = Counter()
+        self._blamed: dict[Hashable, dict[int, list[str]]] = {}
 
     def begin(self, block: Hashable) -> int:
         """Number of the attempt that begins now, from 1."""
         self._begun[block] += 1
         return self._begun[block]
 
+    def blame(self, block: Hashable, image: int, message: str) -> None:
+        """Note that an image, alone in its batch, is why the worker ends now.
+
+        The next attempt is the third again, which runs image by image: each one finds another such image, if there is.
+        """
+        self._blamed.setdefault(block, {}).setdefault(image, []).append(message)
+        self._begun[block] = min(self._begun[block], 2)
+
+    def culprits(self, block: Hashable) -> dict[int, str]:
+        """The images that were blamed again, with the last message: once may be chance."""
+        return {image: said[-1] for image, said in self._blamed.get(block, {}).items() if len(said) > 1}
+
     def done(self, block: Hashable) -> None:
         """Forget the block."""
         self._begun.pop(block, None)
+        self._blamed.pop(block, None)
 
 
 def start_attempts() -> Any:
@@ -56,6 +71,8 @@ class AttemptsOfEach:
         """Handle of this actor, for one execution."""
         self._actor = actor
         self.begin = _OfExecution(actor.begin, execution)
+        self.blame = _OfExecution(actor.blame, execution)
+        self.culprits = _OfExecution(actor.culprits, execution)
         self.done = _OfExecution(actor.done, execution)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -69,5 +86,5 @@ class _OfExecution:
         self._method = method
         self._execution = execution
 
-    def remote(self, block: int) -> Any:
-        return self._method.remote((self._execution, block))
+    def remote(self, block: int, *more: Any) -> Any:
+        return self._method.remote((self._execution, block), *more)

@@ -19,11 +19,12 @@ from jaxtyping import UInt8
 
 from pipelines.detect.batch_size import fastest, speeds
 from pipelines.detect.config import PredictorConfig
+from pipelines.detect.device_errors import is_lasting
 from pipelines.detect.images import ImageLoader, ImageRef, ImageResult, Locate, ReadyImage, Watch, failure
 from pipelines.detect.prefetch import Block, Loaded, Prefetch
 from pipelines.detect.tiles import TileGrid, merge_views
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import ImageError
+from sparse_detr.errors import DeviceError, ImageError
 from sparse_detr.evaluation.postprocess import postprocess
 from sparse_detr.ops.self_check import self_test
 from sparse_detr.records import Detections, ImageBatch, Output
@@ -80,6 +81,7 @@ class Predictor:
         Raises:
             ConfigError: the model cannot run at this keep ratio, or the compiled op fails its self-test.
             ImageError: it cannot run at this size, or gives numbers that are not finite.
+            DeviceError: the GPU fails, and will go on to.
         """
         self_test(self.device.type)
         side = min(self.size.short_side, 256)
@@ -124,6 +126,7 @@ class Predictor:
 
         Raises:
             StoreUnavailableError: the store was away for longer than the loader waits.
+            DeviceError: the GPU fails for the rest of this process.
         """
         room = self._config.fetch_threads + self.batch_size
         for block, loaded in Prefetch(blocks, lambda block, image: self._submit(place, block, image), room):
@@ -185,10 +188,20 @@ class Predictor:
         """Results of images of one shape, one by one where they fail together.
 
         There is no padding, so none depends on its neighbours (but for rounding).
+
+        Raises:
+            DeviceError: no image can be run in this process any more.
         """
         try:
             return self.run(images)
         except (RuntimeError, ImageError) as error:
+            if is_lasting(error):
+                alone = images[0].index if len(images) == 1 else None
+                # Further lines are advice on debugging.
+                message = str(error).partition("\n")[0]
+                raise DeviceError(
+                    f"{images[0].key}: {message}; the GPU does nothing more for this process", alone
+                ) from None
             if len(images) > 1:  # one of them, or their number, is too much: find out which
                 return [result for image in images for result in self._run_apart([image])]
             failed = images[0]

@@ -22,7 +22,8 @@ from pipelines.cluster.access import DriverAccess
 from pipelines.cluster.user_errors import PackedError, pack, unpack
 from pipelines.detect.attempts import MOST, start_attempts
 from pipelines.detect.config import DetectionConfig
-from pipelines.detect.images import ImageLoader, ImageRef, ImageResult
+from pipelines.detect.device_errors import EXIT_CODE
+from pipelines.detect.images import ImageFailure, ImageLoader, ImageRef, ImageResult
 from pipelines.detect.manifest import MANIFEST_SCHEMA, places
 from pipelines.detect.pool import Pool
 from pipelines.detect.predictor import MakePredictor
@@ -31,7 +32,13 @@ from pipelines.detect.quarantine import find_killers
 from pipelines.detect.rows import results_table
 from pipelines.detect.watchdog import Watchdog
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import IncompleteError, SparseDetrError, StorageError, StoreUnavailableError
+from sparse_detr.errors import (
+    DeviceError,
+    IncompleteError,
+    SparseDetrError,
+    StorageError,
+    StoreUnavailableError,
+)
 from sparse_detr.records import COCO_IMAGE_SIZE
 from sparse_detr.storage.retry import patiently
 
@@ -209,10 +216,26 @@ class Worker:
                 tables.append(table)
                 yield self._block(table)
 
-        for results in self._predictor.detect_blocks(self._place, blocks()):
-            writing.append(self._writer.submit(self._write, tables.popleft(), results))
-            if len(writing) > 1:
-                yield writing.popleft().result()
+        try:
+            for results in self._predictor.detect_blocks(self._place, blocks()):
+                writing.append(self._writer.submit(self._write, tables.popleft(), results))
+                if len(writing) > 1:
+                    yield writing.popleft().result()
+        except DeviceError as error:
+            self._leave(error, tables[0].column("index")[0].as_py())
+            raise
+
+    def _leave(self, error: DeviceError, block: int) -> None:
+        """End this process, which has no GPU any more: Ray starts another one, which attempts the task again."""
+        if self._attempts is None:
+            return
+        import ray
+
+        logging.getLogger(__name__).error("%s", error)
+        self._writer.shutdown()
+        if error.image is not None:
+            ray.get(self._attempts.blame.remote(block, error.image, str(error)))
+        os._exit(EXIT_CODE)
 
     def _block(self, table: pa.Table) -> Block:
         """The images of a block, and care where an attempt at it has ended a worker."""
@@ -229,7 +252,8 @@ class Worker:
                 f"worker {MOST} times, and no image of them does so when decoded alone; is memory short? Fewer workers "
                 "or a smaller short_side need less"
             )
-        return Block(images=images, failures=find_killers(self._files(images), self._seconds), one_by_one=attempt > 2)
+        failures = find_killers(self._files(images), self._seconds) | self._culprits(images[0].index)
+        return Block(images=images, failures=failures, one_by_one=attempt > 2)
 
     @property
     def _seconds(self) -> float:
@@ -241,6 +265,15 @@ class Worker:
         import ray
 
         return int(ray.get(self._attempts.begin.remote(block)))
+
+    def _culprits(self, block: int) -> dict[int, ImageFailure]:
+        """Images that made the GPU fail, alone and again."""
+        import ray
+
+        found = ray.get(self._attempts.culprits.remote(block))
+        return {
+            image: ImageFailure(stage="model", type=DeviceError.__name__, message=said) for image, said in found.items()
+        }
 
     def _files(self, images: Sequence[ImageRef]) -> Iterator[tuple[int, bytes]]:
         loader = ImageLoader(COCO_IMAGE_SIZE, patience=self._work.config.store_patience)

@@ -1,6 +1,8 @@
-"""Plays a decoder in C that crashes or hangs, and a batch that is too large for memory.
+"""Plays a decoder in C that crashes or hangs, batches that are too large for memory, and a GPU that fails for good.
 
-Put its folder into PYTHONPATH and set PLAY_BAD_DECODER: every Python process that starts then has it.
+Put its folder into PYTHONPATH and set PLAY_BAD_DECODER: every Python process that starts then has it. What is played
+depends on the images alone: on the first bytes of the file, or on its name (`heavy`, `astray`, `unlucky`). PLAY_PAUSE
+are seconds that each batch takes longer, PLAY_FOLDER is where `unlucky` images note that they have met a process.
 """
 
 import os
@@ -30,11 +32,30 @@ if os.environ.get("PLAY_BAD_DECODER"):
         module.decode_image = played
 
     def _spoil_predictor(module):
+        import time
+
+        import torch
+
         run = module.Predictor.run
+        failing = []
+
+        def unlucky(key):
+            """True for the first process that asks."""
+            try:
+                open(os.path.join(os.environ["PLAY_FOLDER"], key), "x").close()
+            except FileExistsError:
+                return False
+            return True
 
         def played(self, images):
-            if len(images) > 1 and os.environ.get("PLAY_SHORT_MEMORY"):
+            time.sleep(float(os.environ.get("PLAY_PAUSE", "0")))
+            keys = [image.key for image in images]
+            if len(images) > 1 and any("heavy" in key for key in keys):
                 os.kill(os.getpid(), 9)
+            if any("astray" in key or ("unlucky" in key and unlucky(key)) for key in keys):
+                failing.append(True)
+            if failing:
+                raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with ...")
             return run(self, images)
 
         module.Predictor.run = played
