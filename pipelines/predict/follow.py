@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.detect.workers import Progress, Rows
 from pipelines.predict.budget import ErrorBudget
@@ -14,6 +17,9 @@ from pipelines.predict.parts import SHOWN_ERRORS, Part
 from pipelines.predict.resume import Journal, gaps
 from sparse_detr.errors import ErrorBudgetError, IncompleteError, StorageError
 from sparse_detr.storage.lease import Lease
+
+Run = Callable[[Sequence[pa.Table]], Rows]
+"""Starts the workers on tasks and gives the summaries of their blocks as they come."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,6 +39,8 @@ class Tally:
     """First images that failed, with the reason."""
     images: int = field(default=0, init=False)
     errors: int = field(default=0, init=False)
+    new: set[int] = field(default_factory=set, init=False)
+    """First rows of the parts that this session wrote."""
     new_images: int = field(default=0, init=False)
     new_errors: int = field(default=0, init=False)
     tasks: int = field(default=0, init=False)
@@ -45,6 +53,7 @@ class Tally:
 
     def add(self, part: Part) -> None:
         """Count a part, in place of one with the same first row."""
+        self.new.add(part.first)
         self.new_images += part.rows
         self.new_errors += part.errors
         before = self.parts.get(part.first)
@@ -58,7 +67,8 @@ class Tally:
 
 
 def follow(
-    summaries: Rows,
+    run: Run,
+    tasks: Sequence[pa.Table],
     tally: Tally,
     journal: Journal,
     *,
@@ -69,26 +79,54 @@ def follow(
 ) -> None:
     """Note the parts as they are written; stop the workers when too many images fail, or the store stays away.
 
+    Where Ray itself gives up, it is started again on what is left, as long as parts are written in between: the node
+    that died may have had actors that Ray Data keeps for all jobs of a cluster, on the node of the first one's driver.
+
     Raises:
         ErrorBudgetError: more images failed than allowed, or will.
         OutputExistsError: another job took the output over.
     """
+    # Imported late: ray_session sets what Ray reads from the environment when it is imported.
+    from ray.exceptions import RayError, RayTaskError
+
+    def goes_on() -> bool:
+        lease.check()
+        if on_progress is not None:
+            on_progress(tally.images, tally.total)
+        _keep_budget(config, tally)
+        # Otherwise all workers in turn found the store away, and each has waited for it.
+        return len(tally.undone) <= 2 * workers
+
     try:
-        with closing(summaries):
-            for table in summaries:
-                for row in table.to_pylist():
-                    _note(row, tally, journal)
-                tally.tasks += 1
-                lease.check()
-                if on_progress is not None:
-                    on_progress(tally.images, tally.total)
-                _keep_budget(config, tally)
-                # All workers in turn found the store away, and each has waited for it.
-                if len(tally.undone) > 2 * workers:
-                    break
+        while tasks:
+            written = len(tally.new)
+            try:
+                return _take(run(tasks), tally, journal, goes_on)
+            except RayError as error:
+                # The former is what our own code raised in a worker.
+                if isinstance(error, RayTaskError) or len(tally.new) == written:
+                    raise
+                tasks = _rest(tasks, tally)
     finally:
         with suppress(StorageError):
             journal.flush()
+
+
+def _take(summaries: Rows, tally: Tally, journal: Journal, goes_on: Callable[[], bool]) -> None:
+    with closing(summaries):
+        for table in summaries:
+            for row in table.to_pylist():
+                _note(row, tally, journal)
+            tally.tasks += 1
+            if not goes_on():
+                return
+
+
+def _rest(tasks: Sequence[pa.Table], tally: Tally) -> list[pa.Table]:
+    """What of the tasks is not written yet."""
+    written = pa.array(tally.new, pa.int64())
+    left = (task.filter(pc.invert(pc.is_in(task.column("first"), value_set=written))) for task in tasks)
+    return [task for task in left if task.num_rows]
 
 
 def _note(row: Mapping[str, Any], tally: Tally, journal: Journal) -> None:

@@ -88,9 +88,10 @@ def predict(
             with connect() as session:
                 pool = plan_pool(config, session, sum(task.num_rows for task in tasks))
                 config = _with_batch_size(config, output, record, pool)
+                work = _work(config, record, stamp)
                 follow(
-                    stream(tasks, _work(config, record, stamp), pool), tally, Journal(output, stamp),
-                    config=config, lease=lease, workers=pool.size, on_progress=on_progress,
+                    lambda left: stream(left, work, pool), tasks, tally, Journal(output, stamp), config=config,
+                    lease=lease, workers=pool.size, on_progress=on_progress,
                 )  # fmt: skip
         require_whole(tally)
         lease.check()
