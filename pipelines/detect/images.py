@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pipelines.detect.tiles import TileGrid
+from pipelines.detect.tiles import Tile, TileGrid
 from sparse_detr.data.decode import decode_image
 from sparse_detr.data.transforms import EvalTransform
 from sparse_detr.errors import ImageError, StorageError, StoreRefusedError, StoreUnavailableError
@@ -57,6 +57,8 @@ class ImageResult:
     """(height, width) in pixels; None where it could not be decoded."""
     detections: Detections | None = None
     failure: ImageFailure | None = None
+    tile: Tile | None = None
+    """The part of the image that this is the outcome of, until the views of an image are merged; None for all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +71,8 @@ class ReadyImage:
     """(height, width) in pixels of the whole image before it was resized."""
     pixels: Tensor
     """3 x height x width, normalized."""
-    offset: tuple[int, int] = (0, 0)
-    """(x, y) of the tile's corner in the image, pixels."""
-    extent: tuple[int, int] | None = None
-    """(height, width) of the tile before it was resized; None for the whole image."""
+    tile: Tile | None = None
+    """The part of the image that this is; None for the whole image."""
 
 
 Locate = Callable[[str], Location]
@@ -149,18 +149,10 @@ class ImageLoader:
     def _ready(self, image: ImageRef, pixels: UInt8[np.ndarray, "H W 3"]) -> list[ReadyImage]:
         size = (pixels.shape[0], pixels.shape[1])
         found = [ReadyImage(index=image.index, key=image.key, size=size, pixels=self._resized(image, pixels))]
-        for x, y, width, height in self._tiles.cut(size) if self._tiles else ():
-            tile = pixels[y : y + height, x : x + width]
-            found.append(
-                ReadyImage(
-                    index=image.index,
-                    key=image.key,
-                    size=size,
-                    pixels=self._resized(image, tile),
-                    offset=(x, y),
-                    extent=(height, width),
-                )
-            )
+        for tile in self._tiles.cut(size) if self._tiles else ():
+            x, y, width, height = tile
+            part = self._resized(image, pixels[y : y + height, x : x + width])
+            found.append(ReadyImage(index=image.index, key=image.key, size=size, pixels=part, tile=tile))
         return found
 
     def _resized(self, image: ImageRef, pixels: UInt8[np.ndarray, "H W 3"]) -> Tensor:

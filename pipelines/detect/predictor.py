@@ -22,7 +22,7 @@ from pipelines.detect.config import PredictorConfig
 from pipelines.detect.device_errors import is_lasting
 from pipelines.detect.images import ImageLoader, ImageRef, ImageResult, Locate, ReadyImage, Watch, failure
 from pipelines.detect.prefetch import Block, Loaded, Prefetch
-from pipelines.detect.tiles import TileGrid, merge_views
+from pipelines.detect.tiles import Tile, TileGrid, View, merge_views
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import DeviceError, ImageError
 from sparse_detr.evaluation.postprocess import postprocess
@@ -181,8 +181,10 @@ class Predictor:
         failed = next((view for view in views if view.failure is not None), None)
         if failed is not None or len(views) == 1:
             return failed or views[0]
-        detections = [view.detections for view in views if view.detections is not None]
-        return replace(views[0], detections=merge_views(detections, self._config.max_detections))
+        size = views[0].size
+        assert size is not None
+        seen = [View(detections=view.detections, tile=view.tile) for view in views if view.detections is not None]
+        return replace(views[0], detections=merge_views(seen, size, self._config.max_detections), tile=None)
 
     def _run_apart(self, images: Sequence[ReadyImage]) -> list[ImageResult]:
         """Results of images of one shape, one by one where they fail together.
@@ -229,13 +231,15 @@ class Predictor:
         """
         if not bool(torch.isfinite(output.logits).all() and torch.isfinite(output.boxes).all()):
             raise ImageError(f"{images[0].key}: the model's output is not finite; check its weights")
-        found = postprocess(output, [image.extent or image.size for image in images], limit=self._config.max_detections)
+        sizes = [image.size if image.tile is None else (image.tile[3], image.tile[2]) for image in images]
+        found = postprocess(output, sizes, limit=self._config.max_detections)
         return [
             ImageResult(
                 index=image.index,
                 key=image.key,
                 size=image.size,
-                detections=_moved(_above(detections, self._threshold), image.offset),
+                detections=_moved(_above(detections, self._threshold), image.tile),
+                tile=image.tile,
             )
             for image, detections in zip(images, found, strict=True)
         ]
@@ -277,8 +281,9 @@ def _above(detections: Detections, threshold: float) -> Detections:
     )
 
 
-def _moved(detections: Detections, offset: tuple[int, int]) -> Detections:
+def _moved(detections: Detections, tile: Tile | None) -> Detections:
     """The detections of a tile in pixels of its image."""
-    if offset == (0, 0):
+    if tile is None:
         return detections
-    return replace(detections, boxes=detections.boxes + detections.boxes.new_tensor([*offset, *offset]))
+    x, y, *_ = tile
+    return replace(detections, boxes=detections.boxes + detections.boxes.new_tensor([x, y, x, y]))

@@ -10,14 +10,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sparse_detr.boxes import area
 from sparse_detr.errors import require
 from sparse_detr.records import Detections
 
-MERGE_OVERLAP = 0.5
-"""Two boxes of one class from different views are one object where their intersection covers more than this share of
-the smaller one: a tile's border cuts an object, so its part has a small IoU with the whole, but is covered by it."""
+SAME = 0.5
+"""Overlap above which two boxes of different views are one object."""
+BORDER = 0.02
+"""A box is cut where it comes nearer to an inner border of its tile than this share of the tile's side: a model ends
+the box of a cut object a little before the border. Between 0.01 and 0.04 it makes no difference."""
+
+Tile = tuple[int, int, int, int]
+"""x, y, width, height, in pixels of the image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +40,7 @@ class TileGrid:
         require(self.side >= 32, f"tile: {self.side}; give at least 32 pixels")
         require(0.0 <= self.overlap < 1.0, f"overlap: {self.overlap}; give a share in [0, 1)")
 
-    def cut(self, size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    def cut(self, size: tuple[int, int]) -> Iterator[Tile]:
         """(x, y, width, height) of the tiles of an image of (height, width), row by row; none where one would do."""
         height, width = size
         if height <= self.side and width <= self.side:
@@ -51,39 +58,81 @@ class TileGrid:
         return [round(i * (length - self.side) / (count - 1)) for i in range(count)]
 
 
-def merge_views(views: Sequence[Detections], limit: int) -> Detections:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What was found in an image, or in a tile of it."""
+
+    detections: Detections
+    """Boxes in pixels of the whole image."""
+    tile: Tile | None = None
+    """None for the whole image."""
+
+
+def merge_views(views: Sequence[View], size: tuple[int, int], limit: int) -> Detections:
     """Detections of the whole image and its tiles as one set, the best `limit` of them, best first.
 
-    Class-wise non-maximum suppression between different views: of two boxes of a class that overlap by more than
-    MERGE_OVERLAP of the smaller, the one with the higher score stays. Boxes of one view never suppress each other, for
-    the model has decided about them already.
+    Non-maximum suppression between different views; boxes of one view never suppress each other, for the model has
+    decided about them already. Boxes that show their object whole come first, by score. Those that an inner border of
+    their tile cuts come after them whatever their score, for half an object can look more certain than the whole one.
+
+    A whole box goes if one of its class before it has an IoU above SAME with it. A cut one goes if more than SAME of it
+    is covered by one of its class before it, as the IoU of a part with its object may be anything; or, whatever the
+    class, if it is what its tile shows of a whole box (their IoU within the tile is above SAME), for a part is easily
+    taken for another thing.
 
     Args:
-        views: boxes in pixels of the whole image.
+        views: of one image.
+        size: (height, width) of the image, pixels.
         limit: at most so many are kept.
     """
-    scores = torch.cat([view.scores for view in views])
-    labels = torch.cat([view.labels for view in views])
-    boxes = torch.cat([view.boxes for view in views])
-    origin = torch.repeat_interleave(torch.arange(len(views)), torch.tensor([len(view.scores) for view in views]))
-    order = torch.argsort(scores, descending=True, stable=True)
+    scores = torch.cat([view.detections.scores for view in views])
+    labels = torch.cat([view.detections.labels for view in views])
+    boxes = torch.cat([view.detections.boxes for view in views])
+    origin = torch.repeat_interleave(torch.tensor([len(view.detections.scores) for view in views]))
+    regions = boxes.new_tensor([_region(view.tile, size) for view in views])[origin]
+    cut = _cut(boxes, regions, size)
+    rest = torch.argsort(scores, descending=True, stable=True)
+    rest = torch.cat((rest[~cut[rest]], rest[cut[rest]]))
     kept: list[int] = []
-    rest = order
-    while len(rest) and len(kept) < limit:
-        best = int(rest[0])
+    counts = {False: 0, True: 0}
+    while len(rest):
+        best, rest = int(rest[0]), rest[1:]
         kept.append(best)
-        rest = rest[1:]
-        same = (labels[rest] == labels[best]) & (origin[rest] != origin[best])
-        covered = _overlap_of_smaller(boxes[best], boxes[rest]) > MERGE_OVERLAP
-        rest = rest[~(same & covered)]
+        box, others = boxes[best], boxes[rest]
+        overlap = torch.where(cut[rest], _shared(box, others) / area(others), _iou(box, others))
+        gone = (labels[rest] == labels[best]) & (overlap > SAME)
+        if not cut[best]:
+            shown = box.clamp(regions[rest][:, [0, 1, 0, 1]], regions[rest][:, [2, 3, 2, 3]])
+            gone |= cut[rest] & (_iou(shown, others) > SAME)
+        rest = rest[~gone | (origin[rest] == origin[best])]
+        counts[bool(cut[best])] += 1
+        if counts[bool(cut[best])] == limit:  # what is left of its kind is worse than all of these
+            rest = rest[cut[rest] != cut[best]]
     chosen = torch.tensor(kept, dtype=torch.int64)
+    chosen = chosen[torch.argsort(scores[chosen], descending=True, stable=True)][:limit]
     return Detections(scores=scores[chosen], labels=labels[chosen], boxes=boxes[chosen])
 
 
-def _overlap_of_smaller(box: Tensor, others: Tensor) -> Tensor:
-    """Intersection over the smaller area, of one box with each of the others, xyxy."""
-    corner = torch.minimum(box[2:], others[:, 2:]) - torch.maximum(box[:2], others[:, :2])
-    intersection = corner.clamp(min=0).prod(dim=1)
-    area = (box[2:] - box[:2]).prod()
-    areas = (others[:, 2:] - others[:, :2]).prod(dim=1)
-    return intersection / torch.minimum(area, areas).clamp(min=1e-9)
+def _region(tile: Tile | None, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The part of the image that a view shows, xyxy."""
+    x, y, width, height = tile or (0, 0, size[1], size[0])
+    return x, y, x + width, y + height
+
+
+def _cut(boxes: Float[Tensor, "N 4"], regions: Float[Tensor, "N 4"], size: tuple[int, int]) -> Bool[Tensor, " N"]:
+    """Which boxes reach a border of their view that is none of the image's: more of the object may be beyond."""
+    low, high = regions[:, :2], regions[:, 2:]
+    near = BORDER * (high - low).amax(dim=1, keepdim=True)
+    before, after = low > 0, high < high.new_tensor([size[1], size[0]])
+    return ((boxes[:, :2] < low + near) & before | (boxes[:, 2:] > high - near) & after).any(dim=1)
+
+
+def _shared(a: Float[Tensor, "*n 4"], b: Float[Tensor, "N 4"]) -> Float[Tensor, " N"]:
+    """Area of the intersection of xyxy boxes."""
+    corner = torch.minimum(a[..., 2:], b[:, 2:]) - torch.maximum(a[..., :2], b[:, :2])
+    return corner.clamp(min=0).prod(dim=1)
+
+
+def _iou(a: Float[Tensor, "*n 4"], b: Float[Tensor, "N 4"]) -> Float[Tensor, " N"]:
+    shared = _shared(a, b)
+    return shared / (area(a) + area(b) - shared)
