@@ -128,7 +128,8 @@ class Predictor:
             StoreUnavailableError: the store was away for longer than the loader waits.
             DeviceError: the GPU fails for the rest of this process.
         """
-        room = self._config.fetch_threads + self.batch_size
+        # The tiles of one image fill batches by themselves. 41 views of 800 x 800 pixels are 315 MB.
+        room = self._config.fetch_threads + (0 if self._tiled else self.batch_size)
         for block, loaded in Prefetch(blocks, lambda block, image: self._submit(place, block, image), room):
             yield self._detected(block, loaded)
 

@@ -11,6 +11,7 @@ from pipelines.detect.config import DetectionConfig
 from pipelines.detect.images import ImageRef, ImageResult
 from pipelines.detect.predictor import Predictor
 from pipelines.detect.prefetch import Block
+from pipelines.detect.tiles import TileGrid
 from pipelines.predict.config import PredictConfig
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError, ImageError
@@ -130,6 +131,25 @@ def test_waiting_images_are_bounded(
     assert len(results) == 12
     # Four open batches of two, and as many images as are loaded ahead of them: four threads and a batch.
     assert max(ahead) <= 8 + 6
+
+
+def test_fewer_images_wait_where_each_has_tiles(
+    model: SparseDetr, tmp_path: Path, make_picture: Callable[[int, int, int], bytes]
+) -> None:
+    """As many as there are threads, and none to fill batches: 41 views of an image do that."""
+    (tmp_path / "a.jpg").write_bytes(make_picture(0, 64, 96))
+    spy = Spy(model)
+    predictor = Predictor(spy, _config(batch_size=2, fetch_threads=3), tiles=TileGrid(side=48))  # type: ignore[arg-type]
+    placed: list[bool] = []
+
+    def place(key: str) -> Location:
+        placed.append(bool(spy.batches))
+        return locate(tmp_path).child(key)
+
+    images = [ImageRef(index=i, key="a.jpg") for i in range(8)]
+    (results,) = predictor.detect_blocks(place, [Block(images=images)])
+    assert len(results) == len(placed) == 8
+    assert placed.count(False) <= 3
 
 
 def test_an_image_that_the_model_cannot_take_fails_alone(
