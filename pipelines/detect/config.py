@@ -26,7 +26,8 @@ class PredictorConfig:
     """The longer side never gets more pixels than this; it wins over `short_side`. By default the model's own, or 1333
     where its folder does not tell."""
     max_detections: int = 100
-    """At most so many boxes an image, best first."""
+    """At most so many boxes an image, best first. With tiles, for each tile and for the image; raise it for images of
+    many objects."""
     batch_size: int | Literal["auto"] = 4
     """Images that pass the model together. Only images of one resized shape do, so the batch pads nothing. `auto`
     measures what is fastest on a worker before the first image, and a run that goes on keeps it."""

@@ -14,7 +14,7 @@ from sparse_detr.errors import CheckpointError
 from sparse_detr.storage.location import Location
 from sparse_detr.weights.model_folder import CONFIG, MANIFEST, WEIGHTS
 
-VERSION = 2
+VERSION = 3
 """Raised when a change of the code changes detections for the same model and settings."""
 
 
