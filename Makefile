@@ -46,7 +46,7 @@ test: $(STAMP)
 	$(BIN)/pytest -m "not slow" -n logical --maxprocesses 4 --dist loadgroup $(TEST)
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m slow -n logical --maxprocesses 2 --dist loadgroup $(TEST)
+	$(BIN)/pytest -m slow $(TEST)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,8 @@ def test_a_worker_killed_within_an_epoch_costs_nothing_but_time(
 
     changes = {
         "training.epochs": 4,
+        # Twelve steps an epoch, so that most checkpoints are within one.
+        "training.global_batch": 2,
         "training.micro_batch": 1,
         "training.checkpoint_steps": 1,
         "model.dropout": 0.1,
@@ -105,17 +109,27 @@ def test_a_worker_killed_within_an_epoch_costs_nothing_but_time(
     checkpoints = CheckpointStore(folder=locate(stored_run.output).child("checkpoints"))
     killed: list[Position] = []
 
-    def kill_once(progress: StepProgress) -> None:
-        if killed or progress.step == 0:
-            return
-        workers = _pids_of_workers(ray_cluster.address)
-        with stopped(workers):  # so that what is the newest stays the newest
-            newest = checkpoints.newest()
-            if newest is not None and newest.epoch >= 1 and newest.epoch_step:
-                os.kill(workers[-1], signal.SIGKILL)
-                killed.append(newest)
+    over = threading.Event()
 
-    result = train(config, on_progress=kill_once)
+    def kill_once() -> None:
+        while not over.wait(0.05) and not killed:
+            newest = checkpoints.newest()
+            if newest is None or newest.epoch < 1:
+                continue
+            workers = _pids_of_workers(ray_cluster.address)
+            with suppress(ProcessLookupError), stopped(workers):  # so that what is the newest stays the newest
+                newest = checkpoints.newest()
+                if newest is not None and newest.epoch_step and len(workers) == 2:
+                    os.kill(workers[-1], signal.SIGKILL)
+                    killed.append(newest)
+
+    with ThreadPoolExecutor(1) as pool:
+        killer = pool.submit(kill_once)
+        try:
+            result = train(config)
+        finally:
+            over.set()
+        killer.result()
 
     assert killed
     assert without_times(result.history) == without_times(undisturbed.history)
