@@ -157,9 +157,12 @@ def _keep_budget(config: PredictConfig, tally: Tally) -> None:
     )
 
 
-def require_whole(tally: Tally) -> None:
-    """Raise IncompleteError unless every image is done."""
+def require_whole(tally: Tally, tasks: Sequence[pa.Table]) -> None:
+    """Raise IncompleteError unless every image is done, and done again where the tasks say so."""
     missing = sum(last - first + 1 for first, last in gaps(tally.sorted(), tally.total))
+    for task in _rest(tasks, tally):
+        again = task.filter(task.column("redo")).column("first").to_pylist()
+        missing += sum(tally.parts[first].errors for first in again)
     if missing:
         raise IncompleteError(
             f"{missing} of {tally.total} images are not done: {tally.reason or 'their workers gave no answer'}"

@@ -93,7 +93,7 @@ def predict(
                     lambda left: stream(left, work, pool), tasks, tally, Journal(output, stamp), config=config,
                     lease=lease, workers=pool.size, on_progress=on_progress,
                 )  # fmt: skip
-        require_whole(tally)
+        require_whole(tally, tasks)
         lease.check()
         committed = commit(table, Release(output=output, stamp=stamp, parts=tally.sorted()))
         return _finish(config, output, fingerprint, tally, before, time.monotonic() - started, committed)
