@@ -24,9 +24,8 @@ from pipelines.predict.result import PredictResult
 from pipelines.predict.run import predict
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.registry import get_recipe
-from pipelines.tracking.mlflow_tracker import open_run
 from pipelines.tracking.tracker import Tracker
-from pipelines.tracking.training_run import closing
+from pipelines.tracking.training_run import closing, open_run
 from pipelines.train.engine.progress import StepProgress
 from pipelines.train.run import TrainResult, train
 from sparse_detr.detector import SparseDetr

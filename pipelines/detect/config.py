@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.tracking.model_uri import model_folder
 from sparse_detr.errors import require
 from sparse_detr.records import COCO_IMAGE_SIZE, ImageSize
+from sparse_detr.storage.location import Location, locate
 from sparse_detr.storage.retry import PATIENCE
 
 IMAGES_PER_BLOCK = 64
@@ -66,7 +68,8 @@ class DetectionConfig(PredictorConfig):
     """Model, images, sizes and workers of a detection."""
 
     model: str
-    """Model folder: a path, `file:` or `s3://` URI, as training writes it."""
+    """Model folder: a path, `file:` or `s3://` URI, as training writes it; or `models:/name@alias`,
+    `models:/name/version` or `runs:/run id/model` of the MLflow that MLFLOW_TRACKING_URI names."""
     images: str
     """Folder or `s3://` prefix of the images."""
     annotations: str | None = None
@@ -94,6 +97,14 @@ class DetectionConfig(PredictorConfig):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"{name}: {value}; give a number above 0")
         require(self.device in ("auto", "cpu", "gpu"), f"device: {self.device!r}; choose auto, cpu or gpu")
+
+    def model_location(self) -> Location:
+        """The model folder; one that MLflow names is asked for there.
+
+        Raises:
+            CheckpointError, ConfigError, StorageError: MLflow does not know it, is not named, or does not answer.
+        """
+        return locate(model_folder(self.model))
 
 
 def require_keep_ratio(ratio: float) -> None:

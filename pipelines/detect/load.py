@@ -8,7 +8,7 @@ from pipelines.detect.config import DetectionConfig
 from pipelines.detect.predictor import Predictor
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError
-from sparse_detr.storage.location import check_access, locate
+from sparse_detr.storage.location import check_access
 from sparse_detr.weights.model_folder import describe_model
 
 
@@ -20,7 +20,7 @@ def describe_checked(config: DetectionConfig, keep_ratios: Sequence[float | None
         StorageError: it cannot be reached.
         ConfigError: the model cannot run at this keep ratio or size.
     """
-    location = locate(config.model)
+    location = config.model_location()
     check_access(location)
     model = describe_model(location.uri, SparseDetr)
     _require_names(model, location.uri)
@@ -38,7 +38,7 @@ def load_checked(config: DetectionConfig, keep_ratios: Sequence[float | None]) -
         StorageError: it cannot be reached.
         ConfigError: the model cannot run at this keep ratio or size.
     """
-    location = locate(config.model)
+    location = config.model_location()
     check_access(location)
     model = SparseDetr.from_pretrained(location.uri)
     _require_names(model, location.uri)

@@ -89,7 +89,9 @@ def _measured(
     """Speeds as they are measured, or an error; `access` works by arriving."""
     torch.set_num_threads(max(1, int(config.cpus_per_worker)))
     try:
-        model = patiently(SparseDetr.from_pretrained, config.model, seconds=config.store_patience)
+        model = patiently(
+            lambda: SparseDetr.from_pretrained(config.model_location().uri), seconds=config.store_patience
+        )
         predictor = make(model, "cuda" if pool.gpus else "cpu")
         for speed in speeds(predictor.run, predictor.size, most=config.images_per_block, processes=pool.size):
             yield speed, None

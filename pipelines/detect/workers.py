@@ -180,7 +180,9 @@ class Worker:
     def _prepare(self, device: str) -> None:
         config = self._work.config
         self._place = places(self._work.root)
-        model = patiently(SparseDetr.from_pretrained, config.model, seconds=config.store_patience)
+        model = patiently(
+            lambda: SparseDetr.from_pretrained(config.model_location().uri), seconds=config.store_patience
+        )
         self._classes = model.classes
         self._predictor = self._work.predictor(model, device, Watchdog(config.image_seconds))
         self._predictor.check()

@@ -23,6 +23,7 @@ from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.keep_ratios import RatioResult, RatioTally, ratio_plot
 from pipelines.evaluate.measured_predictor import MeasuredPredictorFactory
 from pipelines.evaluate.measures import measured_table
+from pipelines.tracking.model_uri import pinned
 from sparse_detr.data.coco import read_coco
 from sparse_detr.data.coco_index import CocoIndex, DroppedBox, verify_images
 from sparse_detr.errors import ImageError, require
@@ -79,6 +80,7 @@ def evaluate(
         CheckpointError, StorageError: model, annotations, images or output cannot be used.
     """
     started = time.monotonic()
+    config = replace(config, model=pinned(config.model))
     files = _checked_files(config)
     annotations, root = locate(config.annotations), locate(config.images)
     for location in (annotations, root):
@@ -134,7 +136,7 @@ def _checked_files(config: EvaluateConfig) -> _Files:
             names = {f"output at keep_ratio {ratio:g}": f"{stem}-{ratio:g}.{ending}" for ratio in ratios}
     plot = config.plot or (f"{stem}.png" if config.output is not None else "keep_ratios.png")
     # Not the images: results may be beside them.
-    inputs = {"annotations": config.annotations, "model": config.model}
+    inputs = {"annotations": config.annotations, "model": config.model_location().uri}
     detections = tuple(checked_file(name, config.existing, inputs=inputs) for name in names.values())
     if not several:
         return _Files(detections=detections, plot=None)

@@ -15,7 +15,8 @@ class ExplainConfig:
     image: str
     """Image file: a path, `file:` or `s3://` URI."""
     model: str
-    """Model folder: a path, `file:` or `s3://` URI, as training writes it."""
+    """Model folder: a path, `file:` or `s3://` URI, as training writes it; or a name of MLflow's,
+    `models:/name@alias`."""
     output: str = "explain.png"
     """The picture, a PNG: a path or `s3://` URI."""
     keep_ratio: float | None = None

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from pipelines.explain.config import ExplainConfig
+from pipelines.tracking.model_uri import model_folder
 from sparse_detr.data.decode import decode_image
 from sparse_detr.data.transforms import EvalTransform
 from sparse_detr.detector import SparseDetr
@@ -111,8 +112,10 @@ def explain(config: ExplainConfig) -> Explanation:
         OutputExistsError: there is a file at `output` already and `existing` is `refuse`, or a folder.
         CheckpointError, ConfigError, StorageError: model, keep ratio, image or output cannot be used.
     """
-    output = checked_file(config.output, config.existing, inputs={"image": config.image, "model": config.model})
-    source, folder = locate(config.image), locate(config.model)
+    output = checked_file(
+        config.output, config.existing, inputs={"image": config.image, "model": model_folder(config.model)}
+    )
+    source, folder = locate(config.image), locate(model_folder(config.model))
     for location in (source, folder):
         check_access(location)
     if not source.exists() or source.is_dir():

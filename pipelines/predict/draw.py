@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import torch
@@ -16,6 +16,7 @@ from pipelines.detect.manifest import places
 from pipelines.detect.predictor import Predictor
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.inference import chosen_images, predictor_factory
+from pipelines.tracking.model_uri import pinned
 from sparse_detr.data.decode import decode_image
 from sparse_detr.errors import ConfigError, require
 from sparse_detr.storage.location import Location, check_access, locate
@@ -58,8 +59,9 @@ def draw(config: PredictConfig, *, on_progress: Callable[[int, int], None] | Non
     """
     require(config.draw is not None, "draw: it is not given; name a folder for the pictures")
     folder = locate(str(config.draw))
-    for uri in (config.images, config.model):
-        check_access(locate(uri))
+    config = replace(config, model=pinned(config.model))
+    for location in (locate(config.images), config.model_location()):
+        check_access(location)
     pairs = _planned(config, folder)
     predictor = _predictor(config)
     found: list[DrawnImage] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from pipelines.detect.prefetch import Block
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory
 from pipelines.predict.tables.choose import checked_table
+from pipelines.tracking.model_uri import pinned
 from sparse_detr.storage.location import check_access, locate
 
 SAMPLE = 32
@@ -75,8 +76,9 @@ def dry_run(config: PredictConfig) -> Plan:
     Raises:
         SparseDetrError: as `predict`.
     """
-    for uri in (config.images, config.model):
-        check_access(locate(uri))
+    config = replace(config, model=pinned(config.model))
+    for location in (locate(config.images), config.model_location()):
+        check_access(location)
     if config.output:
         check_access(locate(config.output), writable=True)
         checked_table(config)

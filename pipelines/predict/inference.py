@@ -9,7 +9,6 @@ from pipelines.detect.predictor import PredictorFactory
 from pipelines.predict.config import InferenceConfig
 from pipelines.predict.fingerprint import Fingerprint, model_sha256
 from sparse_detr.detector import SparseDetr
-from sparse_detr.storage.location import locate
 
 
 def predictor_factory(config: InferenceConfig) -> PredictorFactory:
@@ -23,7 +22,7 @@ def fingerprint_of(config: InferenceConfig, model: SparseDetr) -> Fingerprint:
     """Everything that decides the detections of a run with this model, whose numbers are not looked at."""
     size = config.image_size(model.image_size)
     return Fingerprint(
-        model_sha256=model_sha256(locate(config.model)),
+        model_sha256=model_sha256(config.model_location()),
         keep_ratio=model.config.keep_ratio if config.keep_ratio is None else config.keep_ratio,
         short_side=size.short_side,
         max_side=size.max_side,

@@ -24,6 +24,7 @@ from pipelines.predict.resume import Journal, done_parts, plan_tasks
 from pipelines.predict.stored_manifest import StoredBlocks, write_manifest
 from pipelines.predict.tables.choose import checked_table, commit, require_same_table
 from pipelines.predict.tables.release import Committed, Release
+from pipelines.tracking.model_uri import is_model_uri, pinned
 from sparse_detr.errors import IncompleteError, StoreUnavailableError
 from sparse_detr.storage.lease import held
 from sparse_detr.storage.location import Location, check_access, locate
@@ -59,8 +60,9 @@ def predict(
         IncompleteError: some images were not done, because the store was away; the same call goes on.
     """
     started = time.monotonic()
+    config = replace(config, model=pinned(config.model))
     output = locate(config.output)
-    inputs = {"images": config.images, "model": config.model, "annotations": config.annotations}
+    inputs = {"images": config.images, "model": config.model_location().uri, "annotations": config.annotations}
     for uri in filter(None, inputs.values()):
         check_access(locate(uri))
     check_access(output, writable=True)
@@ -115,7 +117,7 @@ def _collection(config: PredictConfig) -> Record:
 def _begin(output: Location, config: PredictConfig, fingerprint: Fingerprint) -> Record:
     manifest = chosen_images(config)
     facts = {
-        "model": locate(config.model).uri,
+        "model": config.model if is_model_uri(config.model) else config.model_location().uri,
         "root": manifest.root,
         "total": len(manifest),
         "manifest": write_manifest(output, manifest),

@@ -238,6 +238,11 @@ class RunConfig:
     MLFLOW_TRACKING_URI, or records nothing without it."""
     experiment: str = "sparse-detr"
     """MLflow experiment."""
+    registered_model: str | None = None
+    """Name in MLflow's registry under which the best model is a new version at the end; unset registers none."""
+    model_alias: str = "best"
+    """Alias of that version, for `models:/name@alias`; it stays where it is while the version that bears it has a
+    higher AP on the same validation data."""
     existing: Existing = "refuse"
     """Choice for when `output` holds results of a run already: `refuse` stops with an error, `overwrite` deletes
     them, `resume` continues that run from its last checkpoint. A resumed run may have other epochs, workers, CPUs and
@@ -246,5 +251,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip()), f"name: {self.name!r}; give the run a name")
+        for name, text in (("registered_model", self.registered_model), ("model_alias", self.model_alias)):
+            require(
+                text is None or (bool(text.strip()) and not set(text) & set("/@:")),
+                f"{name}: {text!r}; give a name without / @ and :",
+            )
         require(bool(self.output.strip()), f"output: {self.output!r}; give a folder or s3://bucket/prefix")
         require_known(self.existing, resumable=True)

@@ -33,9 +33,14 @@ def absolute(config: RunConfig) -> RunConfig:
         training=replace(
             training,
             init_backbone=absolute_address(training.init_backbone) if training.init_backbone else None,
-            init_model=full(training.init_model) if training.init_model else None,
+            init_model=_model(training.init_model),
         ),
     )
+
+
+def _model(uri: str | None) -> str | None:
+    # `models:/name@alias` and `runs:/id/model` are MLflow's to resolve.
+    return uri if not uri or uri.startswith(("models:/", "runs:/")) else locate(uri).uri
 
 
 def inputs(config: RunConfig) -> dict[str, str | None]:

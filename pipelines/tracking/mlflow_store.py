@@ -20,6 +20,9 @@ KEY_LIMIT, VALUE_LIMIT, TAG_LIMIT = 250, 6000, 8000
 KEY_TAG = "sparse_detr.key"
 """Tag by which a child run is found again."""
 
+OPEN_SECONDS = 180.0
+"""Longest call that may be a store's first: a new database is created in 10 to 40 s."""
+
 _STORES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 _NO_KEY_CHARACTER = re.compile(r"[^A-Za-z0-9_\-. :/]")
 _ENVIRONMENT = {
@@ -27,11 +30,18 @@ _ENVIRONMENT = {
     # 2 minutes each.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # The terminal is the user's.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # Read when mlflow is imported, so it is imported here and late.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
+
+
+def resolved_uri(uri: str | None) -> str:
+    """The tracking URI that is meant: the one given, or MLFLOW_TRACKING_URI's, or `none`."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
 
 
 def connect(uri: str) -> MlflowClient:

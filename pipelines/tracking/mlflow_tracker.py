@@ -7,73 +7,84 @@ leaves no hole in the curves. There is no active run of the process: any process
 
 from __future__ import annotations
 
+import json
 import logging
-import math
-import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipelines.tracking.metric_buffer import MetricBuffer
 from pipelines.tracking.mlflow_store import (
     KEY_TAG,
     VALUE_LIMIT,
-    artifacts_beside,
     as_key,
     as_tags,
     connect,
     create_run,
     cut,
-    experiment_id,
     find_child,
     key_mark,
 )
-from pipelines.tracking.tracker import NullTracker, Tracker
+from pipelines.tracking.model_package import register, write_package
+from pipelines.tracking.provenance import DataUse
+from pipelines.tracking.tracker import NullTracker, Registration, Tracker
 from sparse_detr.deadline import within
 from sparse_detr.redaction import without_secrets
-from sparse_detr.storage.location import locate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CALL_SECONDS, FILES_SECONDS, OPEN_SECONDS = 30.0, 300.0, 180.0
-"""Longest call with numbers, with files, and to open a run (a new database is created in 10 to 40 s)."""
+CALL_SECONDS, FILES_SECONDS = 30.0, 300.0
+"""Longest call with numbers, and with files."""
 PAUSE_SECONDS = 30.0
 """After a failure, metrics are only collected for so long before the server is tried again."""
 
-_METRICS_A_CALL, _PARAMS_A_CALL, _PENDING_LIMIT = 1000, 100, 50_000
-"""The first two are MLflow's own limits of a batch; the third keeps days without a server in some megabytes."""
+END_SECONDS, KILLED_SECONDS = 60.0, 5.0
+"""For which the end of a run waits for a server that is away: at most, and after Ctrl-C."""
+_RETRY_SECONDS = 2.0
+
+_PARAMS_A_CALL = 100
+"""MLflow's own limit of a batch."""
 
 
 class MlflowTracker:
     """Writes one MLflow run."""
 
-    def __init__(self, uri: str, run_id: str, client: MlflowClient) -> None:
+    def __init__(self, uri: str, run_id: str, client: MlflowClient, *, resumed: bool = False) -> None:
         self.uri = uri
         """Tracking URI of the run; with `run_id` all that another process needs."""
         self.run_id: str | None = run_id
         self._id = run_id
         self.failures: dict[str, int] = {}
         """Calls that failed, by kind."""
-        self.skipped = 0
-        """Metrics that were NaN or infinite and so not written."""
         self._client = client
-        self._pending: list[Metric] = []
+        self._buffer = MetricBuffer(run_id, resumed=resumed)
         self._paused_until = 0.0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(uri={without_secrets(self.uri)!r}, run_id={self.run_id!r})"
 
     @classmethod
-    def attach(cls, uri: str, run_id: str) -> MlflowTracker:
-        """Write to a run that exists, from any process. Asks the server nothing."""
-        return cls(uri, run_id, connect(uri))
+    def attach(cls, uri: str, run_id: str, *, resumed: bool = False) -> MlflowTracker:
+        """Write to a run that exists, from any process. Asks the server nothing.
+
+        Args:
+            uri: tracking URI of the run.
+            run_id: of the run.
+            resumed: what the run's curves have already is not written again; see `MetricBuffer`.
+        """
+        return cls(uri, run_id, connect(uri), resumed=resumed)
+
+    @property
+    def skipped(self) -> int:
+        """Metrics that were NaN or infinite and so not written."""
+        return self._buffer.not_finite
 
     def child(self, name: str, *, key: str | None = None, tags: Mapping[str, str] | None = None) -> Tracker:
         """A run nested under this one, in the same experiment.
@@ -114,14 +125,7 @@ class MlflowTracker:
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one point of every curve, in one call. NaN and infinity are skipped and counted."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        numbers = {as_key(name): float(value) for name, value in metrics.items()}
-        finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
-        self.skipped += len(numbers) - len(finite)
-        self._pending += [Metric(key, value, now, step) for key, value in finite.items()]
-        del self._pending[:-_PENDING_LIMIT]
+        self._buffer.add(metrics, step)
         if time.monotonic() >= self._paused_until:
             self._flush()
 
@@ -151,39 +155,90 @@ class MlflowTracker:
 
         self._attempt("artifact", write, FILES_SECONDS)
 
-    def model(self, folder: str | Path) -> None:
-        """Copy a model folder, local or in a store, to the artifact folder `model`, and tag the run with its URI."""
+    def model(self, folder: str | Path, registration: Registration | None = None) -> str | None:
+        """Log a model folder, local or in a store, as the run's model in `model`, of MLflow's kind `python_function`.
 
-        def write(client: MlflowClient) -> None:
-            with tempfile.TemporaryDirectory() as copy:
-                locate(folder).download_to(Path(copy))
-                client.log_artifacts(self._id, copy, "model")
+        Returns:
+            `models:/name/version` where it was registered.
+        """
+
+        def write(client: MlflowClient) -> str | None:
+            with tempfile.TemporaryDirectory() as place:
+                package = Path(place, "package")
+                digest = write_package(folder, package)
+                client.log_artifacts(self._id, str(package), "model")
+            if registration is None:
+                return None
+            name, alias = registration.name, registration.alias
+            version = register(
+                client, self._id, name, alias, digest=digest, ap=registration.ap, data=registration.data
+            )  # fmt: skip
+            return f"models:/{name}/{version}"
 
         self.tags({"sparse_detr.model": str(folder)})
-        self._attempt("model", write, FILES_SECONDS)
+        return self._attempt("model", write, FILES_SECONDS)
+
+    def datasets(self, used: Sequence[DataUse]) -> None:
+        """Write them as inputs of the run, by name and digest."""
+
+        def write(client: MlflowClient) -> None:
+            from mlflow.entities import Dataset, DatasetInput, InputTag
+
+            inputs = [
+                DatasetInput(
+                    # MLflow takes at most 36 characters.
+                    Dataset(one.name, one.digest[:32], "uri", json.dumps({"uri": without_secrets(one.source)}),
+                            profile=json.dumps({"images": one.images, "boxes": one.boxes})),
+                    [InputTag("mlflow.data.context", one.name)],
+                )
+                for one in used
+            ]  # fmt: skip
+            client.log_inputs(self._id, inputs)
+
+        self._attempt("datasets", write, CALL_SECONDS)
+
+    def settle(self, seconds: float = END_SECONDS) -> int:
+        """Write what is left, and wait for a server that is away for at most so long.
+
+        Returns:
+            Points that could not be written.
+        """
+        self._until(seconds, self._flush)
+        return len(self._buffer) + self._buffer.lost
 
     def finish(self, status: str = "FINISHED") -> None:
-        """Write what is left and end the run with FINISHED, FAILED or KILLED."""
-        self._flush()
-        counts = {"skipped_metrics": self.skipped, "failed_calls": sum(self.failures.values())}
+        """Write what is left and end the run with FINISHED, FAILED or KILLED; what is missing then is told."""
+        deadline = time.monotonic() + (KILLED_SECONDS if status == "KILLED" else END_SECONDS)
+        left = self.settle(deadline - time.monotonic())
+        counts = {
+            "skipped_metrics": self.skipped, "failed_calls": sum(self.failures.values()), "unwritten_metrics": left,
+        }  # fmt: skip
         if any(counts.values()):
-            self.tags({f"sparse_detr.{name}": str(count) for name, count in counts.items()})
-        self._attempt("finish", lambda c: c.set_terminated(self._id, status), CALL_SECONDS)
+            self.tags({f"sparse_detr.{name}": str(count) for name, count in counts.items() if count})
+        ended = self._until(deadline - time.monotonic(), lambda: self._terminate(status))
+        if left or not ended:
+            what = f"{left} points of its curves are missing" if left else f"it is not marked as {status}"
+            logger.warning("MLflow at %s: did not answer; run %s: %s", without_secrets(self.uri), self._id, what)
 
-    def _flush(self) -> None:
-        batch = list(self._pending)
-        if not batch:
-            return
-
-        def write(client: MlflowClient) -> bool:
-            for start in range(0, len(batch), _METRICS_A_CALL):
-                client.log_batch(self._id, metrics=batch[start : start + _METRICS_A_CALL])
+    def _terminate(self, status: str) -> bool:
+        def work(client: MlflowClient) -> bool:
+            client.set_terminated(self._id, status)
             return True
 
-        if self._attempt("metrics", write, CALL_SECONDS):
-            del self._pending[: len(batch)]
-        else:
-            self._paused_until = time.monotonic() + PAUSE_SECONDS
+        return bool(self._attempt("finish", work, CALL_SECONDS))
+
+    def _until(self, seconds: float, work: Callable[[], bool]) -> bool:
+        """Try until it succeeds, or no time is left for another time."""
+        deadline = time.monotonic() + seconds
+        while not (done := work()) and time.monotonic() + _RETRY_SECONDS < deadline:
+            time.sleep(_RETRY_SECONDS)
+        return done
+
+    def _flush(self) -> bool:
+        if not len(self._buffer) or self._attempt("metrics", self._buffer.write, CALL_SECONDS):
+            return True
+        self._paused_until = time.monotonic() + PAUSE_SECONDS
+        return False
 
     def _attempt(self, kind: str, work: Callable[[MlflowClient], T], seconds: float) -> T | None:
         try:
@@ -191,72 +246,12 @@ class MlflowTracker:
         except Exception as error:  # Whatever it is, what we record is worth more than the record.
             self.failures[kind] = self.failures.get(kind, 0) + 1
             if self.failures[kind] == 1:
-                _warn(self.uri, kind, error)
+                warn(self.uri, kind, error)
             return None
 
 
-def resolved_uri(uri: str | None) -> str:
-    """The tracking URI that is meant: the one given, or MLFLOW_TRACKING_URI's, or `none`."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
-
-
-def continue_run(uri: str, run_id: str) -> Tracker | None:
-    """The run of that id, running again; None where this store has no such run, or does not answer."""
-    client = connect(uri)
-
-    def opened() -> Tracker:
-        client.get_run(run_id)
-        client.update_run(run_id, status="RUNNING")
-        return MlflowTracker(uri, run_id, client)
-
-    try:
-        return within(OPEN_SECONDS, opened)
-    except Exception as error:
-        _warn(uri, "continue", error)
-        return None
-
-
-def open_run(
-    uri: str | None,
-    experiment: str,
-    name: str,
-    *,
-    parent_run_id: str | None = None,
-    tags: Mapping[str, str] | None = None,
-    artifacts_uri: str | None = None,
-) -> Tracker:
-    """Open a new run. Where the store does not answer, a warning is logged and nothing is recorded.
-
-    Args:
-        uri: sqlite:///path.db, http://host:port and the like; `none` records nothing; None takes
-            MLFLOW_TRACKING_URI, or records nothing without it.
-        experiment: created where it is new.
-        name: of the run.
-        parent_run_id: run to nest this one under.
-        artifacts_uri: where a new experiment keeps artifacts; by default the server's choice, and the folder
-            `artifacts` beside a sqlite file.
-
-    Raises:
-        ConfigError: the URI is of a kind that MLflow refuses.
-    """
-    uri = resolved_uri(uri)
-    if uri == "none":
-        return NullTracker()
-    client = connect(uri)
-    root = artifacts_uri or artifacts_beside(uri)
-
-    def opened() -> Tracker:
-        home = experiment_id(client, experiment, root)
-        return MlflowTracker(uri, create_run(client, home, name, parent_run_id, tags or {}), client)
-
-    try:
-        return within(OPEN_SECONDS, opened)
-    except Exception as error:
-        _warn(uri, "open", error)
-        return NullTracker()
-
-
-def _warn(uri: str, kind: str, error: Exception) -> None:
+def warn(uri: str, kind: str, error: Exception) -> None:
+    """Tell of a call that failed."""
     text = without_secrets(" ".join(str(error).split()))
     logger.warning(
         "MLflow at %s: %s failed (%s: %s); the work goes on, further failures of this kind are only counted",

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from pipelines.tracking.provenance import DataUse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A model's place in MLflow's registry."""
+
+    name: str
+    """Of the registered model."""
+    alias: str
+    """Moves to this version, unless the one that bears it has a higher AP on the same data."""
+    ap: float | None
+    """On the validation data."""
+    data: str
+    """Digest of the validation data."""
 
 
 class Tracker(Protocol):
@@ -35,8 +52,14 @@ class Tracker(Protocol):
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Copy a local file, or all of a local folder, to the artifacts, below `folder`."""
 
-    def model(self, folder: str | Path) -> None:
-        """Copy a model folder, local or in a store, to the artifact folder `model`."""
+    def model(self, folder: str | Path, registration: Registration | None = None) -> str | None:
+        """Log a model folder as the run's model, and register it; the `models:/` URI of the version, if any."""
+
+    def datasets(self, used: Sequence[DataUse]) -> None:
+        """Note the data sets that the run reads."""
+
+    def settle(self, seconds: float = 60.0) -> int:
+        """Write what is left, waiting for a server that is away for so long; the number of points that remain."""
 
     def finish(self, status: str = "FINISHED") -> None:
         """Write what is left and end the run with FINISHED, FAILED or KILLED."""
@@ -70,8 +93,16 @@ class NullTracker:
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Nothing."""
 
-    def model(self, folder: str | Path) -> None:
+    def model(self, folder: str | Path, registration: Registration | None = None) -> str | None:
         """Nothing."""
+        return None
+
+    def datasets(self, used: Sequence[DataUse]) -> None:
+        """Nothing."""
+
+    def settle(self, seconds: float = 60.0) -> int:
+        """Nothing is left."""
+        return 0
 
     def finish(self, status: str = "FINISHED") -> None:
         """Nothing."""

@@ -2,14 +2,82 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import field_values
-from pipelines.tracking.mlflow_tracker import MlflowTracker, continue_run, open_run, resolved_uri
+from pipelines.tracking.mlflow_store import (
+    OPEN_SECONDS,
+    artifacts_beside,
+    connect,
+    create_run,
+    experiment_id,
+    resolved_uri,
+)
+from pipelines.tracking.mlflow_tracker import MlflowTracker, warn
+from pipelines.tracking.provenance import provenance_tags
 from pipelines.tracking.tracker import NullTracker, Tracker
 from sparse_detr.config_dict import to_dict
+from sparse_detr.deadline import within
+from sparse_detr.redaction import values_without_secrets
+
+
+def continue_run(uri: str, run_id: str) -> Tracker | None:
+    """The run of that id, running again; None where this store has no such run, or does not answer."""
+    client = connect(uri)
+
+    def opened() -> Tracker:
+        client.get_run(run_id)
+        client.update_run(run_id, status="RUNNING")
+        return MlflowTracker(uri, run_id, client, resumed=True)
+
+    try:
+        return within(OPEN_SECONDS, opened)
+    except Exception as error:
+        warn(uri, "continue", error)
+        return None
+
+
+def open_run(
+    uri: str | None,
+    experiment: str,
+    name: str,
+    *,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    artifacts_uri: str | None = None,
+) -> Tracker:
+    """Open a new run. Where the store does not answer, a warning is logged and nothing is recorded.
+
+    Args:
+        uri: sqlite:///path.db, http://host:port and the like; `none` records nothing; None takes
+            MLFLOW_TRACKING_URI, or records nothing without it.
+        experiment: created where it is new.
+        name: of the run.
+        parent_run_id: run to nest this one under.
+        artifacts_uri: where a new experiment keeps artifacts; by default the server's choice, and the folder
+            `artifacts` beside a sqlite file.
+
+    Raises:
+        ConfigError: the URI is of a kind that MLflow refuses.
+    """
+    uri = resolved_uri(uri)
+    if uri == "none":
+        return NullTracker()
+    client = connect(uri)
+    root = artifacts_uri or artifacts_beside(uri)
+
+    def opened() -> Tracker:
+        home = experiment_id(client, experiment, root)
+        return MlflowTracker(uri, create_run(client, home, name, parent_run_id, tags or {}), client)
+
+    try:
+        return within(OPEN_SECONDS, opened)
+    except Exception as error:
+        warn(uri, "open", error)
+        return NullTracker()
 
 
 @contextmanager
@@ -27,6 +95,9 @@ def open_tracker(
     if tracker is None:
         tracker = open_run(uri, config.experiment, config.name, parent_run_id=parent_run_id, tags=tags)
         tracker.params(field_values(to_dict(config)))
+        tracker.text(json.dumps(values_without_secrets(to_dict(config)), indent=1), "config.json")
+    # Of a run that goes on too: the code that ends it is what it is judged by.
+    tracker.tags(provenance_tags())
     with closing(tracker):
         yield tracker
 

@@ -9,7 +9,7 @@ from pipelines.cluster.ray_log import kept_aside
 from pipelines.cluster.session import Connect, announced, ray_session
 from pipelines.recipes.config import RunConfig
 from pipelines.train.preflight import RunStart
-from pipelines.train.run import Launch, train
+from pipelines.train.run import Launch, TrainResult, train
 
 
 def train_command(config: RunConfig, *, connect: Connect = ray_session, launch: Launch | None = None) -> int:
@@ -26,7 +26,7 @@ def train_command(config: RunConfig, *, connect: Connect = ray_session, launch: 
     facts = {name: best[name] for name in ("epoch", "loss", "ap", "ap50", "ap75") if name in best}
     where: dict[str, object] = {"images/s": result.images_per_second, "seconds": result.seconds,
                                 "model": result.checkpoint}  # fmt: skip
-    where |= _start_rows(result.start) | _run_row(result.run_id)
+    where |= _start_rows(result.start) | _run_rows(result)
     Console().print(values_table(f"Best epoch of {len(result.history)}", facts | where))
     return 0
 
@@ -36,5 +36,6 @@ def _start_rows(start: RunStart) -> dict[str, object]:
     return rows if start.weights is None else rows | {"starting weights": start.weights.describe()}
 
 
-def _run_row(run_id: str | None) -> dict[str, object]:
-    return {"MLflow run": run_id} if run_id else {}
+def _run_rows(result: TrainResult) -> dict[str, object]:
+    rows = {"MLflow run": result.run_id, "registered model": result.registered}
+    return {name: value for name, value in rows.items() if value}

@@ -42,6 +42,8 @@ MAY_CHANGE = frozenset(
         "existing",
         "tracking_uri",
         "experiment",
+        "registered_model",
+        "model_alias",
         "data.loader_workers",
         "data.cache",
         "training.epochs",

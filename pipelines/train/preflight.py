@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.cli.console import listing
 from pipelines.cluster.session import prepare_environment
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.paths import absolute
+from pipelines.tracking.model_uri import model_folder, pinned
+from pipelines.tracking.provenance import DataUse
 from pipelines.tracking.tracker import Tracker
 from pipelines.train.engine.batches import LOCATIONS, read_annotations, require_locations
 from pipelines.train.engine.build import with_classes
 from pipelines.train.engine.initial_weights import describe_initial_model
 from pipelines.train.output import CHECKPOINTS
 from sparse_detr.data.coco import verify_images
+from sparse_detr.data.coco_index import CocoIndex
 from sparse_detr.errors import require
 from sparse_detr.records import Classes
 from sparse_detr.storage.download import check_address
@@ -42,6 +45,7 @@ class RunStart:
 
     def record(self, tracker: Tracker) -> None:
         """Write the count and the whole list of the boxes, and the starting weights."""
+        tracker.datasets(self.data.used)
         tracker.metrics({"dropped_boxes": float(len(self.data.dropped))}, 0)
         if self.data.dropped:
             tracker.text("\n".join(self.data.dropped), "dropped_boxes.txt")
@@ -70,6 +74,8 @@ class CheckedData:
     """Training images that will be used."""
     val_images: int
     """Validation images."""
+    used: tuple[DataUse, ...] = ()
+    """Training and validation data, for MLflow."""
     dropped: tuple[str, ...] = ()
     """Bad boxes of these images: each with its file and the reason why it was left out."""
 
@@ -94,7 +100,7 @@ def preflight(config: RunConfig) -> Preflight:
     """
     prepare_environment()
     require_locations(config.data)
-    config = absolute(config)
+    config = _pinned(absolute(config))
     output = locate(config.output)
     check_access(output, writable=True)
     data = check_data(config)
@@ -114,7 +120,8 @@ def check_data(config: RunConfig) -> CheckedData:
     """
     data, training = config.data, config.training
     require_locations(data)
-    for uri in (*(getattr(data, name) for name in LOCATIONS), training.init_model):
+    folder = None if training.init_model is None else model_folder(training.init_model, config.tracking_uri)
+    for uri in (*(getattr(data, name) for name in LOCATIONS), folder):
         if uri is not None:
             check_access(locate(uri))
     if training.init_backbone is not None:
@@ -132,5 +139,19 @@ def check_data(config: RunConfig) -> CheckedData:
         classes=train.classes,
         train_images=len(train.images),
         val_images=len(val.images),
+        used=(_use("train", train), _use("val", val)),
         dropped=tuple(f"{index.source}: {box}" for index in (train, val) for box in index.dropped),
     )
+
+
+def _pinned(config: RunConfig) -> RunConfig:
+    """The same run with the version of `init_model` that an alias names now."""
+    model = config.training.init_model
+    if model is None:
+        return config
+    return replace(config, training=replace(config.training, init_model=pinned(model, config.tracking_uri)))
+
+
+def _use(name: str, index: CocoIndex) -> DataUse:
+    boxes = sum(len(image.boxes) for image in index.images)
+    return DataUse(name=name, source=index.source, digest=index.digest(), images=len(index), boxes=boxes)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pipelines.cluster.resources import require_cluster
 from pipelines.cluster.session import Connect, ray_session
 from pipelines.recipes.config import RunConfig
-from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.tracker import Registration, Tracker
 from pipelines.tracking.training_run import open_tracker
 from pipelines.train.engine.progress import OnProgress
 from pipelines.train.output import begin_run, claim_output, continued_run, publish_model, write_result
-from pipelines.train.preflight import OnStart, RunStart, preflight
+from pipelines.train.preflight import CheckedData, OnStart, RunStart, preflight
 from sparse_detr.storage.location import Location
 
 Launch = Callable[
@@ -44,6 +44,8 @@ class TrainResult:
     """Findings before the first step: data, starting weights."""
     run_id: str | None = None
     """MLflow run."""
+    registered: str | None = None
+    """`models:/name/version` of the model, where it was registered."""
 
     @property
     def best(self) -> Mapping[str, float]:
@@ -94,10 +96,11 @@ def train(
         start.record(tracker)
         history, best = (launch or _fit)(config, output, tracker, on_progress)
         model = publish_model(output, best)
-        tracker.model(model.uri)
+        registered = tracker.model(model.uri, _registration(config, history, start.data))
         seconds, speed = time.perf_counter() - started, mean_throughput(history)
         tracker.metrics({"seconds": seconds, "mean_images_per_second": speed}, len(history))
-    summary = {"history": history, "seconds": seconds, "images_per_second": speed, "model": model.uri}
+    summary = {"history": history, "seconds": seconds, "images_per_second": speed, "model": model.uri,
+               "registered_model": registered}  # fmt: skip
     write_result(output, summary)
     return TrainResult(
         checkpoint=model.uri,
@@ -106,7 +109,16 @@ def train(
         images_per_second=speed,
         start=start,
         run_id=tracker.run_id,
+        registered=registered,
     )
+
+
+def _registration(config: RunConfig, history: Sequence[Mapping[str, float]], data: CheckedData) -> Registration | None:
+    if config.registered_model is None:
+        return None
+    ap = max((metrics["ap"] for metrics in history if "ap" in metrics), default=None)
+    (val,) = (used for used in data.used if used.name == "val")
+    return Registration(name=config.registered_model, alias=config.model_alias, ap=ap, data=val.digest)
 
 
 def _fit(

@@ -19,6 +19,7 @@ from pipelines.cluster.access import DriverAccess
 from pipelines.cluster.user_errors import pack
 from pipelines.recipes.config import RunConfig
 from pipelines.tracking.mlflow_tracker import MlflowTracker
+from pipelines.tracking.system_metrics import system_metrics
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.train.engine.build import build_loop
 from pipelines.train.engine.checkpoint import Snapshot
@@ -123,13 +124,18 @@ def _run(task: WorkerTask) -> tuple[Metrics, ...]:
         loop = build_loop(config, rank=rank, world_size=world_size, device=device)
         _restore(loop, store)
         return loop.run()
-    tracker: Tracker = NullTracker() if task.run is None else MlflowTracker.attach(*task.run)
+    tracker: Tracker = NullTracker() if task.run is None else MlflowTracker.attach(*task.run, resumed=True)
     checkpointer = Checkpointer(store, config.training)
     hooks = RayHooks(task.board, tracker, TrainingPictures(config, tracker), checkpointer)
     loop = build_loop(config, rank=rank, world_size=world_size, device=device, hooks=hooks)
     _restore(loop, store)
-    history = loop.run()
+    for metrics in loop.history:
+        # What an earlier worker could not write before it died; points that are there are left out.
+        tracker.metrics(metrics, int(metrics["epoch"]))
+    with system_metrics(tracker, f"node_{context.get_node_rank()}"):
+        history = loop.run()
     checkpointer.close()
+    tracker.settle()
     return history
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -71,6 +72,16 @@ class CocoIndex:
         """The images by file name and id, as every evaluation takes them: the same batches give the same numbers, to
         the last digit."""
         return sorted(self.images, key=lambda image: (image.file_name, image.id))
+
+    def digest(self) -> str:
+        """SHA-256 of the images' names and sizes and of their objects; what tells one data set from another."""
+        found = hashlib.sha256()
+        for image in self.in_order():
+            found.update(f"{image.file_name}\0{image.height}\0{image.width}\0".encode())
+            for column in (image.boxes, image.labels, image.crowd):
+                found.update(np.ascontiguousarray(column).tobytes())
+        found.update("\0".join(self.classes.names).encode())
+        return found.hexdigest()
 
     def ground_truth(self) -> dict[str, Any]:
         """The kept annotations in COCO form, as pycocotools wants them (`bbox` is xywh in pixels)."""

@@ -211,14 +211,15 @@ def _remedy(error: Exception) -> str:
     return f"cannot be fetched ({reason}); check the network and https_proxy"
 
 
-def _cache() -> Location:
+def cache_folder() -> Location:
+    """The folder of all that is kept for the next time on this machine."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # A relative one is to be ignored, says the XDG specification.
     return locate(Path(base if os.path.isabs(base) else "~/.cache") / "sparse-detr")
 
 
 def _cached(address: Address) -> bytes | None:
-    cache = _cache()
+    cache = cache_folder()
     try:
         for name in cache.list() if cache.is_dir() else []:
             if name.startswith(address.sha256):
@@ -232,6 +233,6 @@ def _cached(address: Address) -> bytes | None:
 
 def _keep(content: bytes) -> None:
     try:
-        _cache().child(hashlib.sha256(content).hexdigest()).write_bytes(content)
+        cache_folder().child(hashlib.sha256(content).hexdigest()).write_bytes(content)
     except StorageError as error:
         logger.warning("The download is not kept for the next time: %s", error)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from pipelines.recipes.config import RunConfig
+from pipelines.tracking.model_uri import model_folder
 from pipelines.train.engine.seeding import seed_weights
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError
@@ -50,7 +51,9 @@ def _start(model: SparseDetr, config: RunConfig, classes: Classes, read: Callabl
     if training.init_backbone is not None:
         report = load_backbone(model, training.init_backbone)
     if training.init_model is not None:
-        report = _load_weights(model, read(training.init_model), training.init_model, classes)
+        report = _load_weights(
+            model, read(model_folder(training.init_model, config.tracking_uri)), training.init_model, classes
+        )
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -9,17 +10,24 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from pipelines.recipes.config import RunConfig
 from pipelines.services.mlflow_server import local_mlflow
 from pipelines.tracking import mlflow_tracker as tracking
-from pipelines.tracking.mlflow_tracker import MlflowTracker, open_run
+from pipelines.tracking.mlflow_tracker import MlflowTracker
+from pipelines.tracking.provenance import DataUse, provenance_tags
+from pipelines.tracking.system_metrics import system_metrics
 from pipelines.tracking.tracker import NullTracker, Tracker
+from pipelines.tracking.training_run import open_run, open_tracker
 from sparse_detr.errors import ConfigError
 from sparse_detr.storage.location import Location
 
@@ -115,10 +123,10 @@ def test_files(tracker: Tracker, tmp_path: Path) -> None:
     assert artifact(tracker, "picture.png", tmp_path) == b"png"
 
 
-def test_a_model_in_a_store(tracker: Tracker, store: Location, tmp_path: Path) -> None:
-    store.child("config.json").write_bytes(b"{}")
+def test_a_model_in_a_store(tracker: Tracker, store: Location, model_folder: str, tmp_path: Path) -> None:
+    store.copy_tree_from(Path(model_folder))
     tracker.model(store.uri)
-    assert artifact(tracker, "model/config.json", tmp_path) == b"{}"
+    assert artifact(tracker, "model/data/model/config.json", tmp_path) == Path(model_folder, "config.json").read_bytes()
     assert read(tracker).data.tags["sparse_detr.model"] == store.uri
 
 
@@ -278,9 +286,17 @@ def kill_listeners(port: int) -> None:
 class FlakyClient:
     """Plays a server that is away for some calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: dict[str, int] | None = None) -> None:
         self.away = False
         self.points: list[tuple[str, float, int]] = []
+        self.ended: list[str] = []
+        self.known = known or {}
+
+    def get_run(self, run_id: str) -> Any:
+        if self.away:
+            raise ConnectionError("no route")
+        objects = [SimpleNamespace(key=key, step=step) for key, step in self.known.items()]
+        return SimpleNamespace(data=SimpleNamespace(_metric_objs=objects))
 
     def log_batch(self, run_id: str, metrics: Any = (), tags: Any = ()) -> None:
         if self.away:
@@ -288,7 +304,9 @@ class FlakyClient:
         self.points += [(m.key, m.value, m.step) for m in metrics]
 
     def set_terminated(self, run_id: str, status: str) -> None:
-        pass
+        if self.away:
+            raise ConnectionError("no route")
+        self.ended.append(status)
 
 
 def test_curves_have_no_hole_after_a_break(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -302,7 +320,141 @@ def test_curves_have_no_hole_after_a_break(monkeypatch: pytest.MonkeyPatch, capl
     client.away = False
     tracker.finish()
     assert client.points == [("a", float(i), i) for i in range(3)]
+    assert client.ended == ["FINISHED"]
     assert len(warnings(caplog)) == 1
+
+
+def test_the_end_waits_for_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_RETRY_SECONDS", 0.05)
+    client = FlakyClient()
+    client.away = True
+    tracker = MlflowTracker("http://x", "run", client)  # type: ignore[arg-type]
+    tracker.metrics({"a": 1.0}, 1)
+    back = threading.Timer(0.5, lambda: setattr(client, "away", False))
+    back.start()
+    tracker.finish()
+    assert (client.points, client.ended) == ([("a", 1.0, 1)], ["FINISHED"])
+
+
+def test_what_is_missing_at_the_end_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(tracking, "END_SECONDS", 0.2)
+    client = FlakyClient()
+    client.away = True
+    tracker = MlflowTracker("http://x", "run", client)  # type: ignore[arg-type]
+    tracker.metrics({"a": 1.0, "b": 2.0}, 1)
+    assert tracker.settle(0.1) == 2
+    tracker.finish()
+    assert warnings(caplog)[-1].endswith("run run: 2 points of its curves are missing")
+
+
+def test_steps_that_are_done_anew_are_not_written_again() -> None:
+    client = FlakyClient({"a": 3})
+    tracker = MlflowTracker("http://x", "run", client, resumed=True)  # type: ignore[arg-type]
+    for step in range(2, 6):
+        tracker.metrics({"a": float(step), "new": 0.0}, step)
+    assert [step for key, _, step in client.points if key == "a"] == [4, 5]
+    assert [step for key, _, step in client.points if key == "new"] == [2, 3, 4, 5]
+
+
+def test_a_server_that_was_away_at_the_restart_is_asked_once_it_is_back() -> None:
+    client = FlakyClient({"a": 3})
+    client.away = True
+    tracker = MlflowTracker("http://x", "run", client, resumed=True)  # type: ignore[arg-type]
+    tracker.metrics({"a": 3.0}, 3)
+    client.away = False
+    tracker.metrics({"a": 4.0}, 4)
+    tracker.finish()
+    assert client.points == [("a", 4.0, 4)]
+
+
+def test_system_metrics_become_curves_and_outlast_a_break(monkeypatch: pytest.MonkeyPatch, mlflow_uri: str) -> None:
+    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
+    tracker = open_run(mlflow_uri, "tests", "system")
+    original, away = MlflowClient.log_batch, threading.Event()
+
+    def log_batch(self: MlflowClient, *words: Any, **more: Any) -> None:
+        if away.is_set():
+            raise ConnectionError("no route")
+        original(self, *words, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    with system_metrics(tracker, "node_0", sample_seconds=0.05, samples=1):
+        away.set()
+        wait_until(lambda: tracker.failures.get("metrics", 0) > 1)
+        away.clear()
+        wait_until(lambda: "system/node_0/cpu_utilization_percentage" in read(tracker).data.metrics)
+    metrics = read(tracker).data.metrics
+    assert metrics["system/node_0/system_memory_usage_megabytes"] > 100
+    assert len([name for name in metrics if name.startswith("system/node_0/")]) >= 6
+
+
+def wait_until(reached: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_server_that_dies_and_returns_has_every_point_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 1.0)
+    with local_mlflow(tmp_path / "server") as server:
+        tracker = open_run(server.uri, "tests", "x")
+        port = int(server.uri.rpartition(":")[2])
+        for step in range(12):
+            if step == 4:
+                kill_listeners(port)
+            tracker.metrics({"a": float(step)}, step)
+            if step == 7:
+                again = subprocess.Popen(
+                    [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+                     "--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path / 'server' / 'mlflow.db'}"],
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                )  # fmt: skip
+        try:
+            tracker.finish()
+            history = MlflowClient(server.uri).get_metric_history(str(tracker.run_id), "a")
+            assert [(point.step, point.value) for point in history] == [(i, float(i)) for i in range(12)]
+            assert read(tracker).info.status == "FINISHED"
+        finally:
+            os.killpg(again.pid, signal.SIGTERM)
+            again.wait()
+
+
+# ---- where a run came from ----
+
+
+def test_code_environment_and_data_are_written(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q", "-b", "trunk"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    (tmp_path / "file").write_text("x")
+    subprocess.run([*git, "add", "file"], cwd=tmp_path, check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    monkeypatch.chdir(tmp_path)
+    config = replace(RunConfig(), tracking_uri=mlflow_uri, experiment="tests")
+    with open_tracker(config) as tracker:
+        tracker.datasets([DataUse(name="train", source="s3://b/train.json", digest="ab" * 32, images=7, boxes=9)])
+    run = read(tracker)
+    assert run.data.tags["mlflow.source.git.commit"] == commit.stdout.strip()
+    assert run.data.tags["mlflow.source.git.branch"] == "trunk"
+    assert run.data.tags["sparse_detr.git_changes"] == "1"
+    assert run.data.tags["sparse_detr.version.torch"] == torch.__version__
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("train", ("ab" * 32)[:32])
+    assert json.loads(used.dataset.profile) == {"images": 7, "boxes": 9}
+    assert json.loads(artifact(tracker, "config.json", tmp_path))["optimizer"]["lr"] == config.optimizer.lr
+
+
+def test_outside_of_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert not [name for name in provenance_tags() if "git" in name]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance_tags()["sparse_detr.version.python"]
 
 
 def test_a_call_that_never_returns_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import override
-from pipelines.tracking.mlflow_tracker import MlflowTracker, open_run
+from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracker import NullTracker, Tracker
+from pipelines.tracking.training_run import open_run
 from pipelines.train.engine.build import build_loop
 from pipelines.train.engine.progress import StepProgress
 from pipelines.train.pictures import TrainingPictures, choose_images
