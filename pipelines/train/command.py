@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from pipelines.cli.console import progress_bar, say, values_table
+from pipelines.cli.console import say, values_table
 from pipelines.cluster.ray_log import kept_aside
 from pipelines.cluster.session import Connect, announced, ray_session
 from pipelines.recipes.config import RunConfig
+from pipelines.train.display import TrainDisplay
 from pipelines.train.preflight import RunStart
 from pipelines.train.run import Launch, TrainResult, train
 
 
 def train_command(config: RunConfig, *, connect: Connect = ray_session, launch: Launch | None = None) -> int:
     """Train, with steps and loss on the progress bar, and show the best epoch and where the model is."""
-    with kept_aside(say), progress_bar("Training") as move:
+    with kept_aside(say), TrainDisplay() as display:
         result = train(
             config,
-            on_start=lambda start: say(start.describe()),
-            on_progress=lambda progress: move(progress.step, progress.steps),
-            connect=announced(say, connect),
+            on_start=lambda start: display.say(start.describe()),
+            on_progress=display.report,
+            connect=announced(display.say, connect),
             launch=launch,
         )
     best = result.best

@@ -15,6 +15,7 @@ from pipelines.cluster.session import Connect, ray_session
 from pipelines.recipes.config import RunConfig
 from pipelines.tracking.tracker import Registration, Tracker
 from pipelines.tracking.training_run import open_tracker
+from pipelines.train.curves import record_curves
 from pipelines.train.engine.progress import OnProgress
 from pipelines.train.output import begin_run, claim_output, continued_run, publish_model, write_result
 from pipelines.train.preflight import CheckedData, OnStart, RunStart, preflight
@@ -50,7 +51,12 @@ class TrainResult:
     @property
     def best(self) -> Mapping[str, float]:
         """Metrics of the epoch with the best AP."""
-        return max(self.history, key=lambda metrics: metrics.get("ap", -1.0))
+        return best_epoch(self.history)
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """Metrics of the first epoch with the highest AP."""
+    return max(history, key=lambda metrics: metrics.get("ap", -1.0))
 
 
 def train(
@@ -97,6 +103,7 @@ def train(
         history, best = (launch or _fit)(config, output, tracker, on_progress)
         model = publish_model(output, best)
         registered = tracker.model(model.uri, _registration(config, history, start.data))
+        record_curves(history, best_epoch(history), tracker)
         seconds, speed = time.perf_counter() - started, mean_throughput(history)
         tracker.metrics({"seconds": seconds, "mean_images_per_second": speed}, len(history))
     summary = {"history": history, "seconds": seconds, "images_per_second": speed, "model": model.uri,

@@ -64,6 +64,14 @@ def line_chart(
         from_zero: the vertical axis starts at 0.
         whole_x: ticks at whole numbers alone.
     """
+    chart = line_svg(lines, x_label=x_label, y_label=y_label, from_zero=from_zero, whole_x=whole_x)
+    return _data_uri(chart)
+
+
+def line_svg(
+    lines: Sequence[Curve], *, x_label: str, y_label: str, from_zero: bool = False, whole_x: bool = False
+) -> bytes:
+    """The same as an SVG file."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -103,14 +111,18 @@ def bar_chart(values: Mapping[str, float], *, unit: str) -> str:
         axes.xaxis.set_visible(False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0, labelcolor=INK)
-        return _svg(figure)
+        return _data_uri(_svg(figure))
 
 
-def _svg(figure: Any) -> str:
+def _data_uri(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
+def _svg(figure: Any) -> bytes:
     buffer = io.BytesIO()
     # Neither date nor random ids: the same data gives the same bytes.
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "sparse-detr"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from pipelines.recipes.config import RunConfig
 from pipelines.train.engine.batches import RunData
 from pipelines.train.engine.checkpoint import Snapshot, TrainingState, load_checkpoint, on_host, save_checkpoint
 from pipelines.train.engine.hooks import NoHooks, Requests, TrainHooks
 from pipelines.train.engine.loss_meter import LossMeter, SeenLosses
-from pipelines.train.engine.progress import StepProgress
+from pipelines.train.engine.pace import Pace
+from pipelines.train.engine.progress import SHOWN_TERMS, StepProgress
 from pipelines.train.engine.ranks import Ranks
 from pipelines.train.engine.schedule import learning_rate_factor
 from pipelines.train.engine.step import TrainStep
@@ -65,6 +65,7 @@ class TrainLoop:
         """Whether the run ended early because a rank asked for it."""
         self._asked = Requests()
         self._meter, self._seconds = LossMeter(self.device), 0.0
+        self._pace = Pace(config.training.global_batch, self.device)
 
     @property
     def eval_model(self) -> SparseDetr:
@@ -94,10 +95,11 @@ class TrainLoop:
         self.network.train()
         self.data.train.set_epoch(self.epoch, self.epoch_step)
         started = time.perf_counter() - self._seconds
-        for micro_batches in self.data.train:
+        self._pace.begin()
+        for micro_batches in self._pace.steps(self.data.train):
             report = self.train_step(micro_batches)
             self.epoch_step += 1
-            self.hooks.step_done(functools.partial(self._step_progress, report.total))
+            self.hooks.step_done(functools.partial(self._step_progress, report))
             if self._asked.checkpoint or self._asked.stop:
                 self._seconds = time.perf_counter() - started
                 self._checkpoint()
@@ -108,7 +110,8 @@ class TrainLoop:
         seconds = sum(self.ranks.sum([time.perf_counter() - started])) / self.ranks.world_size
         images = self.epoch_step * self.config.training.global_batch
         position = {"epoch": self.epoch + 1.0, "step": float(self.step), "lr": self.learning_rate}
-        speed = {"images_per_second": images / seconds, "train_seconds": seconds}
+        speed = {"images_per_second": images / seconds, "train_seconds": seconds,
+                 "data_wait": self._pace.waited / seconds}  # fmt: skip
         return position | self._meter.means(self.ranks) | speed
 
     def train_step(self, micro_batches: Sequence[Batch]) -> LossReport:
@@ -190,8 +193,10 @@ class TrainLoop:
         training = self.config.training
         return self.epoch % training.evaluate_every == 0 or self.epoch == training.epochs
 
-    def _step_progress(self, loss: Tensor) -> StepProgress:
-        return self._progress({"loss": float(loss), "lr": self.learning_rate})
+    def _step_progress(self, report: LossReport) -> StepProgress:
+        losses = {"loss": report.total} | {name: report.terms[name] for name in SHOWN_TERMS if name in report.terms}
+        numbers = {name: float(value) for name, value in losses.items()}
+        return self._progress(numbers | {"lr": self.learning_rate} | self._pace.numbers())
 
     def _progress(self, metrics: Metrics) -> StepProgress:
         epochs = self.config.training.epochs

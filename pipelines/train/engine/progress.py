@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from pipelines.cluster.user_errors import PackedError
 
+SHOWN_TERMS = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask_prediction")
+"""Loss terms told of a step: of the last decoder layer, and of the scoring network. An epoch's row has all."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProgress:
@@ -24,7 +27,8 @@ class StepProgress:
     steps: int
     """Steps of the whole run."""
     metrics: Mapping[str, float]
-    """`loss` and `lr` of this step; after an epoch all of its metrics."""
+    """Of a step: `loss`, SHOWN_TERMS, `lr`, and the pace (`images_per_second`, `data_wait`, `memory_mib`); after an
+    epoch all of its metrics, `epoch` among them."""
 
 
 OnProgress = Callable[[StepProgress], None]

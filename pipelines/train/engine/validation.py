@@ -23,6 +23,9 @@ from sparse_detr.evaluation.mode import evaluating
 from sparse_detr.records import ImageSize
 from sparse_detr.storage.location import Location
 
+CLASS_AP = "ap/"
+"""Before a class's name, that of its AP among the metrics of an epoch."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationImages:
@@ -117,5 +120,7 @@ def coco_metrics(results: list[dict[str, Any]], ground_truth: dict[str, Any], ra
 
 
 def flat_metrics(metrics: CocoMetrics) -> dict[str, float]:
-    """COCO's twelve numbers by name; those that the data cannot tell (no object of that size) are left out."""
-    return {name: value for name, value in metrics.summary().items() if value >= 0}
+    """COCO's twelve numbers by name, and the AP of each class as `ap/<class>`; those that the data cannot tell (no
+    object of that size, or class) are left out."""
+    found = {name: value for name, value in metrics.summary().items() if value >= 0}
+    return found | {f"{CLASS_AP}{name}": value for name, value in metrics.per_class.items()}

@@ -43,10 +43,12 @@ def stored_run(quick_run: RunConfig, store: Location, mlflow_uri: str, ray_clust
 def test_two_workers_train_from_and_into_s3(stored_run: RunConfig) -> None:
     from mlflow import MlflowClient
 
+    from pipelines.tracking.model_uri import model_folder
     from pipelines.train.run import train
     from sparse_detr.detector import SparseDetr
 
     seen: list[StepProgress] = []
+    stored_run = override(stored_run, {"registered_model": "test-run", "model_alias": "latest-shapes"})
     result = train(stored_run, on_progress=seen.append)
 
     assert [metrics["epoch"] for metrics in result.history] == [1.0, 2.0]
@@ -70,6 +72,14 @@ def test_two_workers_train_from_and_into_s3(stored_run: RunConfig) -> None:
     assert run.data.metrics["ap"] == pytest.approx(result.history[-1]["ap"])
     assert run.data.metrics["dropped_boxes"] == 0
     assert run.data.tags["sparse_detr.starting_weights"] == "all weights start fresh"
+    client = MlflowClient(tracking_uri=stored_run.tracking_uri)
+    assert {used.dataset.name for used in run.inputs.dataset_inputs} == {"train", "val"}
+    assert {"curves", "model", "config.json", "ap_of_classes.json"} <= {
+        file.path for file in client.list_artifacts(result.run_id)
+    }
+    assert result.registered == "models:/test-run/1"
+    named = SparseDetr.from_pretrained(model_folder("models:/test-run@latest-shapes", stored_run.tracking_uri))
+    assert all(torch.equal(value, named.state_dict()[name]) for name, value in model.state_dict().items())
 
     with pytest.raises(OutputExistsError, match="overwrite or resume"):
         train(stored_run)
@@ -78,9 +88,13 @@ def test_two_workers_train_from_and_into_s3(stored_run: RunConfig) -> None:
     assert [dict(m) for m in longer.history[:2]] == [dict(m) for m in result.history]
     assert longer.history[2]["epoch"] == 3.0
     assert longer.run_id == result.run_id
+    for name in ("loss", "ap", "dropped_boxes"):
+        steps = [point.step for point in client.get_metric_history(result.run_id, name)]
+        assert steps == ([0] if name == "dropped_boxes" else [1, 2, 3]), name
+    assert {"step_loss", "step_data_wait"} <= client.get_run(result.run_id).data.metrics.keys()
 
 
-TIMES = {"images_per_second", "train_seconds", "evaluation_seconds"}
+TIMES = {"images_per_second", "train_seconds", "evaluation_seconds", "data_wait"}
 
 
 def without_times(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

@@ -20,7 +20,7 @@ from pipelines.train.engine.loop import TrainLoop
 from sparse_detr.data.dataset import DetectionDataset
 from tests.pipelines.train.engine.forked import run_ranks
 
-TIMES = {"images_per_second", "train_seconds", "evaluation_seconds"}
+TIMES = {"images_per_second", "train_seconds", "evaluation_seconds", "data_wait"}
 
 
 @dataclass

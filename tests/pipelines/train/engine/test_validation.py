@@ -51,6 +51,9 @@ def test_perfect_results_have_an_ap_of_one(quick_run: RunConfig) -> None:
     # The pictures have 64 pixels: no object is large, so COCO has no number for it.
     assert metrics.ap_large == -1
     assert "ap_large" not in flat
+    present = {a["category_id"] for a in ground_truth["annotations"]}
+    names = {c["name"] for c in ground_truth["categories"] if c["id"] in present}
+    assert {name: value for name, value in flat.items() if name.startswith("ap/")} == {f"ap/{n}": 1.0 for n in names}
 
 
 def test_every_validation_image_gets_detections(quick_run: RunConfig) -> None:
