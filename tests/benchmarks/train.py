@@ -25,9 +25,9 @@ from sparse_detr.data.shapes import ShapesConfig, write_shapes
 from sparse_detr.storage.location import locate
 
 
-def recipe_on_shapes(name: str, folder: Path, side: int) -> RunConfig:
+def recipe_on_shapes(name: str, folder: Path, side: int, *, images: int = 64) -> RunConfig:
     """A recipe on pictures of so many pixels, two images a step; its backbone starts at random."""
-    write_shapes(locate(folder), ShapesConfig(size=side, max_objects=3), {"train": 64, "val": 2})
+    write_shapes(locate(folder), ShapesConfig(size=side, max_objects=3), {"train": images, "val": 2})
     changes = {
         "data.train_annotations": str(folder / "train.json"),
         "data.train_images": str(folder / "train"),
