@@ -33,11 +33,18 @@ class FaultyStore:
     requests: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     chance: random.Random = field(default_factory=lambda: random.Random(0))
+    first: str | None = None
+    """The fault of the first request for each object, whatever the rate."""
+    asked: set[bytes] = field(default_factory=set)
 
-    def fault(self) -> str | None:
-        """The fault of the next request."""
+    def fault(self, head: bytes) -> str | None:
+        """The fault of the next request, by the first line of its head."""
         self.requests += 1
+        target = head.split(b" ")[1].partition(b"?")[0]
         kind = "away" if self.away else self.chance.choice(FAULTS) if self.chance.random() < self.rate else None
+        if kind is None and target not in self.asked:
+            kind = self.first
+        self.asked.add(target)
         if kind is not None:
             self.failed[kind] = self.failed.get(kind, 0) + 1
         return kind
@@ -77,7 +84,7 @@ def _serve(store: FaultyStore, client: socket.socket) -> None:
     ):
         while True:
             head = _head(reader)
-            fault = store.fault()
+            fault = store.fault(head)
             if fault == "away":
                 return
             if fault in _REASONS:

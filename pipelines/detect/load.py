@@ -9,6 +9,7 @@ from pipelines.detect.predictor import Predictor
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError
 from sparse_detr.storage.location import check_access
+from sparse_detr.storage.retry import START_PATIENCE, patiently
 from sparse_detr.weights.model_folder import describe_model
 
 
@@ -22,7 +23,7 @@ def describe_checked(config: DetectionConfig, keep_ratios: Sequence[float | None
     """
     location = config.model_location()
     check_access(location)
-    model = describe_model(location.uri, SparseDetr)
+    model = patiently(describe_model, location.uri, SparseDetr, seconds=START_PATIENCE)
     _require_names(model, location.uri)
     for ratio in keep_ratios:
         model.config.checked_keep_ratio(ratio)
@@ -40,7 +41,7 @@ def load_checked(config: DetectionConfig, keep_ratios: Sequence[float | None]) -
     """
     location = config.model_location()
     check_access(location)
-    model = SparseDetr.from_pretrained(location.uri)
+    model = patiently(SparseDetr.from_pretrained, location.uri, seconds=START_PATIENCE)
     _require_names(model, location.uri)
     for ratio in keep_ratios:
         model.config.checked_keep_ratio(ratio)

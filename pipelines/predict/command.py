@@ -32,6 +32,7 @@ def predict_command(config: PredictConfig) -> int:
             config,
             on_progress=move,
             on_resume=lambda done, total: say(f"{done} of {total} images were done before; the run goes on"),
+            on_wait=say,
             connect=announced(say),
         )
     if result.done_before == result.images:

@@ -12,6 +12,7 @@ from functools import cached_property
 
 from sparse_detr.errors import CheckpointError
 from sparse_detr.storage.location import Location
+from sparse_detr.storage.retry import START_PATIENCE, patiently
 from sparse_detr.weights.model_folder import CONFIG, MANIFEST, WEIGHTS
 
 VERSION = 3
@@ -53,7 +54,7 @@ def model_sha256(model: Location) -> str:
         StorageError: it cannot be read.
     """
     try:
-        files = json.loads(model.child(MANIFEST).read_bytes())
+        files = json.loads(patiently(model.child(MANIFEST).read_bytes, seconds=START_PATIENCE))
         content = {name: files[name]["sha256"] for name in (CONFIG, WEIGHTS)}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -21,6 +21,7 @@ from pipelines.predict.output import PARTS_FOLDER, RUN_FILE, SUCCESS_FILE, Recor
 from pipelines.predict.parts import SHOWN_ERRORS, ParquetSink, Stamp
 from pipelines.predict.result import PredictResult, error_rows, read_success, write_success
 from pipelines.predict.resume import Journal, done_parts, plan_tasks
+from pipelines.predict.silence import explained_silence
 from pipelines.predict.stored_manifest import StoredBlocks, write_manifest
 from pipelines.predict.tables.choose import checked_table, commit, require_same_table
 from pipelines.predict.tables.release import Committed, Release
@@ -36,6 +37,7 @@ def predict(
     *,
     on_progress: Progress | None = None,
     on_resume: Callable[[int, int], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
     connect: Connect = ray_session,
 ) -> PredictResult:
     """Detect objects in a collection of images and write one row an image.
@@ -46,6 +48,7 @@ def predict(
     Args:
         on_progress: called with (images done, images in all).
         on_resume: called with the same before the workers start, where some were done before.
+        on_wait: called, in another thread, with a sentence when a store is away that the workers wait for.
         connect: opens the Ray to work on.
 
     Returns:
@@ -91,14 +94,25 @@ def predict(
                 pool = plan_pool(config, session, sum(task.num_rows for task in tasks))
                 config = _with_batch_size(config, output, record, pool)
                 work = _work(config, record, stamp)
-                follow(
-                    lambda left: stream(left, work, pool), tasks, tally, Journal(output, stamp), config=config,
-                    lease=lease, workers=pool.size, on_progress=on_progress,
-                )  # fmt: skip
+                stores = [output, locate(config.images)]
+                with explained_silence(stores, on_wait, patience=config.store_patience) as moved:
+                    follow(
+                        lambda left: stream(left, work, pool), tasks, tally, Journal(output, stamp), config=config,
+                        lease=lease, workers=pool.size, on_progress=_both(moved, on_progress),
+                    )  # fmt: skip
         require_whole(tally, tasks)
         lease.check()
         committed = commit(table, Release(output=output, stamp=stamp, parts=tally.sorted()))
         return _finish(config, output, fingerprint, tally, before, time.monotonic() - started, committed)
+
+
+def _both(moved: Callable[[], None], on_progress: Progress | None) -> Progress:
+    def report(done: int, total: int) -> None:
+        moved()
+        if on_progress is not None:
+            on_progress(done, total)
+
+    return report
 
 
 def _collection(config: PredictConfig) -> Record:

@@ -23,12 +23,15 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sparse_detr.errors import StorageError
+from sparse_detr.storage.retry import patiently
 from sparse_detr.storage.s3 import answered, at_endpoint, create_object, explained, s3_filesystem, upload_file
 
 ACCESS_DEADLINE = 12.0
 """Seconds after which `check_access` gives up on a store that says nothing. Commands promise an error within 15; 3 are
 left for what comes before."""
 
+_BUSY_SECONDS = 2.0
+"""In which `check_access` asks a store again that is busy: a refused request or two are no reason to end a job."""
 _CHUNK = 4 << 20
 _TRANSFERS = 8
 """Files at a time: one request to a store takes tens of milliseconds, most of them waiting."""
@@ -259,7 +262,7 @@ def check_access(location: Location, *, writable: bool = False) -> None:
         StorageError: no such bucket, credentials refused, nothing answers; never with a secret in it.
     """
     quick = location if location.is_local else replace(location, filesystem=s3_filesystem(patient=False))
-    answered(ACCESS_DEADLINE, lambda: _probe(quick, writable), location.uri)
+    answered(ACCESS_DEADLINE, lambda: patiently(_probe, quick, writable, seconds=_BUSY_SECONDS), location.uri)
 
 
 def _probe(location: Location, writable: bool) -> None:

@@ -15,6 +15,9 @@ T = TypeVar("T")
 PATIENCE = 300.0
 """Seconds that a job waits for a store that is away: a restart or a failover takes one to three minutes."""
 
+START_PATIENCE = 30.0
+"""The same before any work is done: the user is still there, and a refused request or two pass within seconds."""
+
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 15.0
 """Seconds. The client below has tried five times within some seconds before the first of these waits."""
 

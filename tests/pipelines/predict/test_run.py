@@ -40,6 +40,7 @@ from sparse_detr.errors import (
 from sparse_detr.records import ImageSize
 from sparse_detr.storage.location import Location, locate
 from sparse_detr.weights.model_folder import save_model
+from tests.faulty_store import faulty_store
 
 Rows = dict[str, dict[str, Any]]
 
@@ -134,6 +135,26 @@ def test_same_detections_from_the_store(
     assert set(there) == set(here)
     assert result.errors == 4
     assert {row["fingerprint"] for row in here.values()} == {result.fingerprint}
+
+
+def test_a_store_that_refuses_the_first_request_for_everything_ends_no_run(
+    finished: PredictConfig, s3: LocalS3, collection: Path, model_folder: str, store: Location,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """By 429, which pyarrow's client does not repeat of itself: each read of the driver and the workers once."""
+    store.child("images").copy_tree_from(collection)
+    store.child("model").copy_tree_from(Path(model_folder))
+    changes = {name: store.child(name).uri for name in ("images", "model")} | {"output": store.child("out").uri}
+    with faulty_store(s3.endpoint) as proxy, monkeypatch.context() as patch:
+        proxy.first = "429"
+        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        patch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+        result = predict(replace(finished, **changes))  # type: ignore[arg-type]
+        assert proxy.failed["429"] >= result.images
+    here, there = _rows(finished.output), _rows(store.child("out").uri)
+    assert _found(there) == _found(here)
+    stages = [{key: row["error"]["stage"] for key, row in rows.items() if row["error"]} for rows in (here, there)]
+    assert stages[0] == stages[1]
 
 
 def test_same_detections_however_the_work_is_cut(finished: PredictConfig, tmp_path: Path) -> None:

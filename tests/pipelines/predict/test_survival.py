@@ -246,7 +246,7 @@ def test_a_store_that_is_away_is_waited_for(
     cluster: RayNodes, busy: tuple[FaultyStore, Location], undisturbed: Rows, tmp_path: Path
 ) -> None:
     proxy, store = busy
-    seconds = float(os.environ.get("SPARSE_DETR_TEST_AWAY_SECONDS", "25"))
+    seconds = float(os.environ.get("SPARSE_DETR_TEST_AWAY_SECONDS", "40"))
     job = _start(cluster, busy, tmp_path / "log")
     _wait_for_parts(store, 2, job)
     proxy.away = True
@@ -256,6 +256,7 @@ def test_a_store_that_is_away_is_waited_for(
     proxy.away = False
     assert job.wait() == 0, job.log.read_text()
     assert proxy.failed["away"] > 0
+    assert "Waiting for the store, for up to 300 s in each worker: s3://" in " ".join(job.log.read_text().split())
     _assert_sound(store, undisturbed)
 
 
