@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.cluster.connection import join
 
@@ -17,8 +18,9 @@ _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Without it every line that a worker prints shows twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Importing torch in several workers at once takes long on a small or busy machine.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    # How long Ray Train waits for room for its workers before it asks anew (60 s by default): the first request may
+    # count on a node that has just died, and one that waits for a new node loses nothing by being repeated.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_USAGE_STATS_ENABLED": "0",
     # The newer output of Ray Tune prints its settings and paths even when told to be silent.
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -132,6 +134,7 @@ def ray_session(*, logical_cpus: int | None = None) -> Iterator[RaySession]:
     prepare_environment()
     import ray
 
+    _to_error_stream()
     if ray.is_initialized():
         yield _describe(local=False)
         return
@@ -154,6 +157,17 @@ def ray_session(*, logical_cpus: int | None = None) -> Iterator[RaySession]:
         yield _describe(local=not address)
     finally:
         ray.shutdown()
+
+
+def _to_error_stream() -> None:
+    """Send what Ray tells of its nodes (one is dead, one has no memory) where its C++ parts write, which a command
+    keeps aside: Ray prints it between a command's results."""
+    import ray._private.worker
+
+    def told(data: Any, ignore_prefix: bool = False) -> None:
+        os.write(2, "".join(f"({data['pid']}) {line}\n" for line in data["lines"]).encode(errors="replace"))
+
+    ray._private.worker.print_to_stdstream = told
 
 
 def _stay_on_loopback() -> None:
