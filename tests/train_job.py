@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.recipes.config import RunConfig
 from pipelines.train.engine.checkpoint_store import CheckpointStore
 from sparse_detr.storage.location import locate
 from tests.predict_job import Job
@@ -43,10 +42,22 @@ def words(changes: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def train_job(data: RunConfig, output: str, log: Path, environment: Mapping[str, str], **training: Any) -> Job:
-    """The recipe `tiny`, made as small as `quick_run`, with its data; more fields of `training` by keyword."""
-    names = ("train_annotations", "train_images", "val_annotations", "val_images")
-    places = {f"data.{name}": getattr(data.data, name) for name in names}
+TIMES = {"images_per_second", "train_seconds", "evaluation_seconds"}
+
+
+def without_times(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """What a run found, without how long it took."""
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in history]
+
+
+def train_job(data: Path, output: str, log: Path, environment: Mapping[str, str], **training: Any) -> Job:
+    """The recipe `tiny`, made as small as `quick_run`, on `shapes_folder`; more fields of `training` by keyword."""
+    places = {
+        "data.train_annotations": data / "train.json",
+        "data.train_images": data / "train",
+        "data.val_annotations": data / "val.json",
+        "data.val_images": data / "val",
+    }
     more = {name if "." in name or name in ("existing", "tracking_uri") else f"training.{name}": value
             for name, value in training.items()}  # fmt: skip
     changes = {"tracking_uri": "none", **SIZES, **places, "output": output, **more}
