@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 import traceback
 from typing import Any
 
@@ -76,12 +77,14 @@ def fit(config: RunConfig, output: Location, tracker: Tracker, listeners: Listen
     # Version 0.1 let Ray Train keep its checkpoints, which would refuse to start when one of its list is gone.
     output.child(CHECKPOINTS, "checkpoint_manager_snapshot.json").delete_file()
     trainer = _trainer(config, output, tracker, box)
-    record = RunRecord.continued(output) if config.existing == "resume" else RunRecord()
+    record = RunRecord.continued(output, time.time()) if config.existing == "resume" else RunRecord()
     with patient_stop(config.training.stop_seconds) as stop:
         watch = Watch(box, config.training, output, record, listeners, stop)
         result = _watched(trainer, watch, stop)
     if result.stopped:
         raise Interrupted(f"Stopped after step {record.step}, with a checkpoint.", stop.number or 2)
+    record.complete = True
+    watch.save()
     best = best_checkpoint(checkpoints_of(output, config), result.history)
     return Fitted(history=result.history, best=best, record=record.summary())
 

@@ -5,6 +5,8 @@ Both classes replace Ray's own in its controller, which offers no setting for wh
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any
 
 import ray
@@ -26,6 +28,8 @@ from pipelines.cluster.user_errors import find
 from pipelines.train.engine.news import Ended, Kind
 from pipelines.train.engine.pulse import LeftError, ask
 from pipelines.train.rank_hooks import tell
+
+logger = logging.getLogger(__name__)
 
 
 class HungError(WorkerGroupError):
@@ -51,16 +55,25 @@ class ResizeAtCheckpoint(ElasticScalingPolicy):
         return NoopDecision()
 
     def _get_reserved_resources(self) -> dict[str, dict[str, float]] | None:
-        """What Ray's coordinator keeps for this training, without nodes that are dead or about to go: it looks for
-        such only every 20 seconds, and workers that wait for a dead node would wait for long."""
-        reserved = super()._get_reserved_resources()
-        if reserved is None:
-            return None
-        if any(node not in _usable_nodes() for node in reserved):
-            fresh = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+        """What Ray's coordinator keeps for this training, without nodes that are about to go.
+
+        The coordinator looks for nodes that died or came only every 20 seconds by itself, and workers that wait for a
+        dead node would wait for long.
+        """
+        now = time.monotonic()
+        if now - self._latest_reserved_resources_query_time < self.GET_RESERVED_RESOURCES_INTERVAL_S:
+            return self._latest_reserved_resources
+        self._latest_reserved_resources_query_time = now
+        fresh = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+        try:
             reserved = ray.get(fresh, timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            logger.warning("Ray's coordinator does not answer (%s); the number of workers stays", error)
+            reserved = None
         usable = _usable_nodes()
-        return {node: resources for node, resources in reserved.items() if node in usable}
+        found = None if reserved is None else {node: each for node, each in reserved.items() if node in usable}
+        self._latest_reserved_resources = found
+        return found
 
 
 def _usable_nodes() -> set[str]:

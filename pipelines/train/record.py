@@ -46,7 +46,8 @@ class Restart:
     steps_redone: int = 0
     """Steps that were complete and had to be done again."""
     seconds_lost: float | None = None
-    """From the last step before to the first one that had not been done before; None until then."""
+    """From the last step before, or where the command itself ended from the start of the next one, to the first step
+    that had not been done before; None until then."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,6 +67,8 @@ class RunRecord:
         self.workers: list[WorkersFrom] = []
         self.step, self.running = 0, False
         """Highest number of complete steps, and whether workers are training."""
+        self.complete = False
+        """Whether the run has come to its end."""
         self._step_at: float | None = None
 
     def take(self, at: float, fact: Fact) -> None:
@@ -107,12 +110,17 @@ class RunRecord:
         Raises:
             StorageError: it cannot be written.
         """
-        content = self.summary() | {"step": self.step, "step_at": self._step_at}
+        content = self.summary() | {"step": self.step, "step_at": self._step_at, "complete": self.complete}
         output.child(EVENTS_FILE).write_bytes(json.dumps(content, indent=1).encode())
 
     @classmethod
-    def continued(cls, output: Location) -> RunRecord:
-        """That of the command before, which is over; an empty one where it left none that can be read."""
+    def continued(cls, output: Location, now: float) -> RunRecord:
+        """That of the command before, which is over; an empty one where it left none that can be read.
+
+        Args:
+            output: folder of the run.
+            now: Unix seconds at which this command goes on.
+        """
         record = cls()
         file = output.child(EVENTS_FILE)
         if not file.exists():
@@ -122,8 +130,10 @@ class RunRecord:
             record.restarts = [Restart(**each) for each in content["restarts"]]
             record.workers = [WorkersFrom(**each) for each in content["workers"]]
             record.step, record._step_at = int(content["step"]), content["step_at"]
+            complete = bool(content["complete"])
         except (ValueError, KeyError, TypeError):
             return cls()
-        if record.workers:
+        if record.workers and not complete:
             record._end(record._step_at or record.workers[-1].at, Ended(kind="driver", cause="the command ended"))
+        record._step_at = now
         return record

@@ -75,7 +75,7 @@ class Watch:
             if not last:
                 self._tell_of_waiting()
                 self._pass_on_stop()
-        self._save()
+        self.save()
 
     def look(self) -> None:
         """Fetch the news; a box that is late or gone is no fault, and comes again."""
@@ -92,7 +92,7 @@ class Watch:
         if progress is not None and self._listeners.on_progress is not None:
             self._listeners.on_progress(progress)
         if time.monotonic() - self._saved > SAVE_SECONDS:
-            self._save()
+            self.save()
 
     def _tell(self, fact: Fact) -> None:
         if isinstance(fact, Placed):
@@ -100,11 +100,11 @@ class Watch:
         elif isinstance(fact, Begun):
             if self.record.restarts and self.record.restarts[-1].seconds_lost is None:
                 self._notice(f"The training goes on from step {fact.step} with {_workers(fact.workers)}")
-            self._save()
+            self.save()
         elif isinstance(fact, Ended):
             self._waits_since = time.monotonic()
             self._notice(f"Restart ({fact.kind}) after step {self.record.step}: {fact.cause}")
-            self._save()
+            self.save()
         elif isinstance(fact, Silent):
             minutes = self._training.hang_minutes
             end = f"; it is restarted after {minutes:g} minutes (training.hang_minutes)" if minutes else ""
@@ -143,7 +143,8 @@ class Watch:
         if self._listeners.on_notice is not None:
             self._listeners.on_notice(text)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the record down; a store that does not take it now is asked again later."""
         self._saved = time.monotonic()
         try:
             self.record.save(self._output)

@@ -101,6 +101,6 @@ def _restore(loop: TrainLoop, store: CheckpointStore) -> None:
     if place is None:
         return
     with tempfile.TemporaryDirectory(prefix="sparse-detr-") as folder:
-        patiently(store.folder.child(str(place)).download_to, Path(folder))
+        patiently(store.fetch, place, Path(folder))
         loop.restore(Path(folder))
     logger.warning("rank %d continues from %s", loop.ranks.rank, store.folder.child(str(place)).uri)

@@ -40,7 +40,7 @@ def undisturbed(
 
 
 def _job(nodes: RayNodes, data: Path, folder: Path, **more: Any) -> Job:
-    settings: dict[str, Any] = {"workers": 2, "epochs": 9, "checkpoint_steps": 5} | more
+    settings: dict[str, Any] = {"workers": 2, "epochs": 12, "checkpoint_steps": 5} | more
     return train_job(data, str(folder / "out"), folder / "log", nodes.environment, **settings)
 
 

@@ -64,21 +64,33 @@ def test_workers_that_fail_before_they_train_add_up() -> None:
 def test_a_command_that_is_resumed_goes_on_with_the_record(tmp_path: Path) -> None:
     output = locate(tmp_path)
     taken(*LOST_A_NODE).save(output)
-    record = RunRecord.continued(output)
+    record = RunRecord.continued(output, 895.0)
     assert not record.running
     for at, fact in [(900.0, Begun(workers=2, step=25)), *steps(26, 31, 901.0)]:
         record.take(at, fact)
     [node, driver] = record.summary()["restarts"]
     assert node["cause"] == "worker 1 died"
     assert (driver["kind"], driver["step"], driver["from_step"], driver["steps_redone"]) == ("driver", 30, 25, 5)
-    assert driver["seconds_lost"] == 906.0 - 161.0
+    assert driver["seconds_lost"] == 906.0 - 895.0
     assert [each["workers"] for each in record.summary()["workers"]] == [2, 1, 2]
+
+
+def test_a_run_that_was_complete_and_gets_more_epochs_lost_nothing(tmp_path: Path) -> None:
+    output = locate(tmp_path)
+    record = taken((100.0, Begun(workers=2, step=0)), *steps(1, 24, 101.0))
+    record.complete = True
+    record.save(output)
+    record = RunRecord.continued(output, 5000.0)
+    for at, fact in [(5020.0, Begun(workers=1, step=24)), *steps(25, 36, 5021.0)]:
+        record.take(at, fact)
+    assert record.summary()["restarts"] == []
+    assert [each["workers"] for each in record.summary()["workers"]] == [2, 1]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"restarts": [{}], "workers": []}'])
 def test_a_record_that_cannot_be_read_is_begun_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / EVENTS_FILE).write_bytes(content)
-    assert RunRecord.continued(locate(tmp_path)).summary()["restarts"] == []
+    assert RunRecord.continued(locate(tmp_path), 0.0).summary()["restarts"] == []
 
 
 def test_the_box_gives_every_fact_once_and_again_if_the_answer_was_lost() -> None:
