@@ -30,6 +30,10 @@ class FaultyStore:
     """Seconds of an answer that is late."""
     away: bool = False
     """Cut every connection at once."""
+    stale: bool = False
+    """Answer every listing as when it was last asked for, as a store or a cache that is behind does."""
+    listings: dict[bytes, bytes] = field(default_factory=dict)
+    """Last answer to each request for a listing."""
     requests: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     chance: random.Random = field(default_factory=lambda: random.Random(0))
@@ -87,6 +91,10 @@ def _serve(store: FaultyStore, client: socket.socket) -> None:
             fault = store.fault(head)
             if fault == "away":
                 return
+            listing = head.partition(b"\r\n")[0] if b"list-type=2" in head.partition(b"\r\n")[0] else None
+            if listing is not None and store.stale and listing in store.listings:
+                client.sendall(store.listings[listing])
+                continue
             if fault in _REASONS:
                 _refuse(client, fault, head)
                 return
@@ -102,8 +110,24 @@ def _serve(store: FaultyStore, client: socket.socket) -> None:
                 client.sendall(answer[: len(answer) // 2])
                 return
             client.sendall(answer)
-            if not without_body:
+            if listing is not None:
+                kept = _Kept(client)
+                _copy_body(answers, kept, answer)
+                store.listings[listing] = answer + kept.data
+            elif not without_body:
                 _copy_body(answers, client, answer)
+
+
+@dataclass
+class _Kept:
+    """A connection, and what is sent through it."""
+
+    client: socket.socket
+    data: bytes = b""
+
+    def sendall(self, data: bytes) -> None:
+        self.data += data
+        self.client.sendall(data)
 
 
 def _refuse(client: socket.socket, fault: str, head: bytes) -> None:
@@ -134,7 +158,7 @@ def _head(stream: object) -> bytes:
             return b"".join(lines)
 
 
-def _copy_body(source: object, target: socket.socket, head: bytes) -> None:
+def _copy_body(source: object, target: socket.socket | _Kept, head: bytes) -> None:
     lines = (line.partition(b":") for line in head.split(b"\r\n")[1:] if line)
     fields = {name.strip().lower(): value.strip() for name, _, value in lines}
     if fields.get(b"transfer-encoding", b"").lower() == b"chunked":

@@ -1,4 +1,4 @@
-"""`sparse-detr predict` as a process that can be killed, and the rows that it leaves."""
+"""A command, mostly `sparse-detr predict`, as a process that can be killed, and the rows that it leaves."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class Job:
-    """`sparse-detr predict` as a user starts it, in a process group of its own."""
+    """`sparse-detr predict`, or another command, as a user starts it, in a process group of its own."""
 
     arguments: list[str]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
     process: subprocess.Popen[str] | None = None
+    command: str = "predict"
 
     def start(self) -> Job:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "RAY_"))}
-        command = [sys.executable, "-m", "pipelines.cli", "predict", *self.arguments]
+        command = [sys.executable, "-m", "pipelines.cli", self.command, *self.arguments]
         with self.log.open("a") as stream:
             self.process = subprocess.Popen(
                 command, stdout=stream, stderr=stream, text=True, start_new_session=True,

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,16 +18,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
+@dataclass
 class RayNodes:
     """A cluster that runs."""
 
     environment: dict[str, str]
     """Of the commands that are to use it."""
-    raylets: tuple[int, ...]
+    raylets: list[int]
     """Process of each node, the head's first: the parent of its workers."""
-    folders: tuple[str, ...]
+    folders: list[str]
     """Of each node; `ray.init(_temp_dir=...)` makes a driver one of that node's."""
+    ids: list[str]
+    """Of each node, as Ray names it."""
+    server: subprocess.Popen[str]
+    """Process that started the nodes."""
+
+    def add(self, cpus: int) -> int:
+        """Start one more node; returns its place."""
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(f"{cpus}\n")
+        self.server.stdin.flush()
+        started = json.loads(self.server.stdout.readline())
+        self.raylets.append(started["raylet"])
+        self.folders.append(started["folder"])
+        self.ids.append(started["id"])
+        return len(self.raylets) - 1
+
+    def kill(self, node: int) -> None:
+        """End a node and all its processes without a word, as when its machine is gone."""
+        for pid in (self.raylets[node], *children(self.raylets[node])):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def workers(self, name: str) -> dict[int, int]:
         """Processes of that name, such as `ray::MapWorker`, and the raylet of each."""
@@ -66,26 +89,25 @@ def ray_nodes(cpus: Sequence[int], environment: Mapping[str, str] | None = None)
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, __file__, str(folder / "ray"), *map(str, cpus)],
+            [sys.executable, __file__, str(folder / "ray"), str(cpus[0])],
             env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, (folder / "log").read_text()
-        started = json.loads(line)
-        yield RayNodes(
-            environment=variables | {"RAY_ADDRESS": started["address"]},
-            raylets=tuple(started["raylets"]),
-            folders=tuple(started["folders"]),
-        )
+        address = json.loads(line)["address"]
+        nodes = RayNodes(variables | {"RAY_ADDRESS": address}, [], [], [], process)
+        for count in cpus:
+            nodes.add(count)
+        yield nodes
     finally:
         process.communicate(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _serve(folder: str, cpus: Sequence[int]) -> None:
-    """Run the nodes until the input ends."""
+def _serve(folder: str, cpus: int) -> None:
+    """Run the nodes until the input ends, each line of which asks for one with so many CPUs, the first for the head."""
     from ray._private.ray_constants import PROCESS_TYPE_RAYLET
     from ray.cluster_utils import Cluster
 
@@ -93,17 +115,20 @@ def _serve(folder: str, cpus: Sequence[int]) -> None:
 
     cluster = Cluster()
     (port,) = free_ports(1)
-    folders = [f"{folder}/{number}" for number in range(len(cpus))]
-    nodes = [
-        cluster.add_node(num_cpus=count, temp_dir=own, dashboard_port=port)
-        for count, own in zip(cpus, folders, strict=True)
-    ]
-    raylets = [node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid for node in nodes]
-    sys.stdout.write(json.dumps({"address": cluster.address, "raylets": raylets, "folders": folders}) + "\n")
-    sys.stdout.flush()
-    sys.stdin.read()
+
+    def answer(**values: object) -> None:
+        sys.stdout.write(json.dumps(values) + "\n")
+        sys.stdout.flush()
+
+    head = cluster.add_node(num_cpus=cpus, temp_dir=f"{folder}/0", dashboard_port=port)
+    answer(address=cluster.address)
+    for number, line in enumerate(sys.stdin):
+        own = f"{folder}/{number}"
+        node = cluster.add_node(num_cpus=int(line), temp_dir=own, dashboard_port=port) if number else head
+        raylet = node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid
+        answer(raylet=raylet, folder=own, id=node.node_id)
     cluster.shutdown()
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], [int(count) for count in sys.argv[2:]])
+    _serve(sys.argv[1], int(sys.argv[2]))

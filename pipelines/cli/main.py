@@ -1,7 +1,7 @@
 """Entry of the command line, and its exit codes.
 
 0 done; 1 something is wrong with what was examined, a job failed, or no space is left; 2 a user error, in one message;
-75 not all was done, and the same command goes on; 130 interrupted; 141 whoever read the output has gone.
+75 not all was done, and the same command goes on; 130 Ctrl-C, 143 SIGTERM; 141 whoever read the output has gone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.markup import escape
 from pipelines.cli import streams
 from pipelines.cli.commands import COMMANDS
 from pipelines.cli.dispatch import dispatch
+from pipelines.cli.interruption import Interrupted
 from sparse_detr.errors import IncompleteError
 
 _TRY_AGAIN = 75
@@ -42,9 +43,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _print_version() if words[:1] == ["--version"] else dispatch("sparse-detr", COMMANDS, words)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\nInterrupted.")
-        return 130
+    except KeyboardInterrupt as error:
+        stop = error if isinstance(error, Interrupted) else Interrupted()
+        Console(stderr=True).print(f"\n{escape(str(stop))}", highlight=False, soft_wrap=True)
+        return stop.exit_code
     except Exception as error:
         from pipelines.cluster.user_errors import find
 
@@ -64,6 +66,6 @@ def _print_version() -> int:
     return 0
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
+def _terminate(number: int, _frame: FrameType | None) -> None:
     """SIGTERM unwinds like Ctrl-C, so that servers and cluster stop."""
-    raise KeyboardInterrupt
+    raise Interrupted(number=number)

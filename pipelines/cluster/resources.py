@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipelines.recipes.config import RunConfig
+from pipelines.recipes.config import RunConfig, TrainingConfig
 from sparse_detr.errors import ConfigError
 
 
-def require_cluster(workers: int, cpus_per_worker: int, use_gpu: bool, cluster: Mapping[str, float]) -> None:
-    """Refuse what could never start: Ray would wait for the resources for ever, without a word.
+def workers_resources(training: TrainingConfig, workers: int) -> dict[str, float]:
+    """CPUs and GPUs that so many workers take together; nothing that they do not need."""
+    needs = {"CPU": float(workers * training.cpus_per_worker)}
+    return needs | {"GPU": float(workers)} if training.use_gpu else needs
+
+
+def require_cluster(training: TrainingConfig, cluster: Mapping[str, float]) -> None:
+    """Refuse what could not start now.
 
     Raises:
-        ConfigError: the cluster has fewer CPUs or GPUs than all workers take together.
+        ConfigError: the cluster has fewer CPUs or GPUs than the fewest workers take together.
     """
-    needs = {"CPU": workers * cpus_per_worker, "GPU": workers if use_gpu else 0}
-    for kind, need in needs.items():
+    workers, field = training.fewest_workers, "training.min_workers" if training.min_workers else "training.workers"
+    for kind, need in workers_resources(training, workers).items():
         if need > cluster.get(kind, 0):
             raise ConfigError(
-                f"training.workers: {workers} take {need} {kind}s together, the cluster has {cluster.get(kind, 0):g}; "
-                "lower training.workers or training.cpus_per_worker, or connect to a larger cluster"
+                f"{field}: {workers} take {need:g} {kind}s together, the cluster has {cluster.get(kind, 0):g}; lower "
+                "training.workers or training.cpus_per_worker, or connect to a larger cluster"
             )
 
 

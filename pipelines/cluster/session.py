@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pipelines.cluster import reaper
 from pipelines.cluster.connection import join
+from sparse_detr.environment import environment
 
 # Ray reads these when it is imported or when it starts its processes, so they are set before.
 _SETTINGS = {
@@ -17,8 +23,9 @@ _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Without it every line that a worker prints shows twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Importing torch in several workers at once takes long on a small or busy machine.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    # How long Ray Train waits for room for its workers before it asks anew (60 s by default): the first request may
+    # count on a node that has just died, and one that waits for a new node loses nothing by being repeated.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_USAGE_STATS_ENABLED": "0",
     # The newer output of Ray Tune prints its settings and paths even when told to be silent.
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -82,6 +89,8 @@ _LOOPBACK_ONLY = {
     # Otherwise gloo listens on the address that the host's name stands for.
     "GLOO_SOCKET_IFNAME": "lo",
 }
+_OWNER = "SPARSE_DETR_RAY_OWNER"
+"""Variable by which the processes of a local Ray are known."""
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -132,28 +141,63 @@ def ray_session(*, logical_cpus: int | None = None) -> Iterator[RaySession]:
     prepare_environment()
     import ray
 
+    _to_error_stream()
     if ray.is_initialized():
         yield _describe(local=False)
         return
     # Never "auto": a local cluster that another process left behind must not be picked up by chance.
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        join(address)
-    else:
-        _stay_on_loopback()
-        ray.init(
-            address="local",
-            num_cpus=logical_cpus or max(4, available_cpus()),
-            # Ray Train asks the dashboard's state service about its controller.
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    with nullcontext() if address else _reaped():
+        if address:
+            join(address)
+        else:
+            _start(logical_cpus or max(4, available_cpus()))
+        try:
+            yield _describe(local=not address)
+        finally:
+            ray.shutdown()
+
+
+def _start(cpus: int) -> None:
+    import ray
+
+    _stay_on_loopback()
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        # Ray Train asks the dashboard's state service about its controller.
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+@contextmanager
+def _reaped() -> Iterator[None]:
+    """Processes that begin within the block end soon after this one, also if it is killed."""
+    value = secrets.token_hex(8)
+    program = [sys.executable, "-I", "-S", str(Path(reaper.__file__).resolve()), _OWNER, value]
+    # In a session of its own: Ctrl-C is for this process, which then ends in order.
+    process = subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
-        yield _describe(local=not address)
+        with environment({_OWNER: value}):
+            yield
     finally:
-        ray.shutdown()
+        process.communicate(b".")
+
+
+def _to_error_stream() -> None:
+    """Send what Ray tells of its nodes (one is dead, one has no memory) where its C++ parts write, which a command
+    keeps aside: Ray prints it between a command's results."""
+    import ray._private.worker
+
+    def told(data: Any, ignore_prefix: bool = False) -> None:
+        os.write(2, "".join(f"({data['pid']}) {line}\n" for line in data["lines"]).encode(errors="replace"))
+
+    ray._private.worker.print_to_stdstream = told
 
 
 def _stay_on_loopback() -> None:

@@ -23,7 +23,7 @@ def describe_checked(config: DetectionConfig, keep_ratios: Sequence[float | None
     """
     location = config.model_location()
     check_access(location)
-    model = patiently(describe_model, location.uri, SparseDetr, seconds=START_PATIENCE)
+    model: SparseDetr = patiently(describe_model, location.uri, SparseDetr, seconds=START_PATIENCE)
     _require_names(model, location.uri)
     for ratio in keep_ratios:
         model.config.checked_keep_ratio(ratio)

@@ -157,7 +157,16 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     """Checkpoints kept in the store: the best by AP, and always the last."""
     max_failures: int = 3
-    """Restarts from the last checkpoint after a worker died, before the run gives up."""
+    """Restarts from the last checkpoint after a worker died, before the run gives up. Nodes that are drained and
+    workers that are added do not count."""
+    min_workers: int | None = None
+    """The training goes on with as few workers as this while nodes are missing, with the same steps, and takes others
+    in when they come; by default it waits for all `workers`."""
+    hang_minutes: float = 10.0
+    """A worker that gives no sign of life for so long, within a step or a part of the evaluation, is restarted; 0 waits
+    for ever. One that is silent for half a minute is named."""
+    stop_seconds: float = 60.0
+    """Longest wait for a checkpoint after Ctrl-C or SIGTERM; a second Ctrl-C leaves at once, 0 always does."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch", "workers", "cpus_per_worker", "evaluate_every", "keep_checkpoints"):
@@ -168,7 +177,11 @@ class TrainingConfig:
             f"training.precision: {self.precision!r} is not known; choose float32 or bfloat16",
         )
         require(0 <= self.ema_decay < 1, f"training.ema_decay: {self.ema_decay}; give a number in [0, 1), 0 for off")
-        for name in ("checkpoint_minutes", "checkpoint_patience_minutes"):
+        require(
+            self.min_workers is None or 1 <= self.min_workers <= self.workers,
+            f"training.min_workers: {self.min_workers}; give 1 to training.workers ({self.workers}), or leave it out",
+        )
+        for name in ("checkpoint_minutes", "checkpoint_patience_minutes", "hang_minutes", "stop_seconds"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"training.{name}: {value}; give a finite number of at least 0")
         require(
@@ -203,6 +216,11 @@ class TrainingConfig:
             f"{self.global_batch} images into {self.micro_batches}; give at most {self.micro_batches} workers, or a "
             "smaller micro_batch",
         )
+
+    @property
+    def fewest_workers(self) -> int:
+        """So many workers are enough."""
+        return self.min_workers or self.workers
 
     @property
     def images_per_micro_batch(self) -> int:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 from rich.console import Console
 
 from pipelines.cli.console import say, values_table
+from pipelines.cli.interruption import Interrupted
 from pipelines.cluster.ray_log import kept_aside
 from pipelines.cluster.session import Connect, announced, ray_session
 from pipelines.recipes.config import RunConfig
 from pipelines.train.display import TrainDisplay
 from pipelines.train.preflight import RunStart
 from pipelines.train.run import Launch, TrainResult, train
+from sparse_detr.redaction import without_secrets
 
 
 def train_command(config: RunConfig, *, connect: Connect = ray_session, launch: Launch | None = None) -> int:
     """Train, with steps and loss on the progress bar, and show the best epoch and where the model is."""
-    with kept_aside(say), TrainDisplay() as display:
+    with kept_aside(say), TrainDisplay() as display, going_on_named():
         result = train(
             config,
             on_start=lambda start: display.say(start.describe()),
             on_progress=display.report,
+            on_notice=display.say,
             connect=announced(display.say, connect),
             launch=launch,
         )
@@ -30,6 +38,22 @@ def train_command(config: RunConfig, *, connect: Connect = ray_session, launch: 
     where |= _start_rows(result.start) | _run_rows(result)
     Console().print(values_table(f"Best epoch of {len(result.history)}", facts | where))
     return 0
+
+
+@contextmanager
+def going_on_named() -> Iterator[None]:
+    """Add to the end of a training that was stopped how it goes on."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(f"{stop} It goes on with\n  {resuming(sys.argv[1:])}", stop.number) from None
+
+
+def resuming(words: Sequence[str]) -> str:
+    """The command of these words (behind `sparse-detr`) that goes on with its run, without passwords."""
+    kept = [word for before, word in zip(("", *words), words, strict=False) if "--existing" not in (before, word)]
+    kept = [without_secrets(word) for word in kept if not word.startswith("--existing=")]
+    return shlex.join(["sparse-detr", *kept, "--existing", "resume"])
 
 
 def _start_rows(start: RunStart) -> dict[str, object]:

@@ -83,7 +83,7 @@ class TrainDisplay:
 
     def report(self, progress: StepProgress) -> None:
         """Move the bar; after an epoch also print its row."""
-        if "epoch" in progress.metrics and progress.epoch > self._rows:
+        if progress.ends_epoch and progress.epoch > self._rows:
             self._rows = progress.epoch
             self._row(progress.metrics)
         elif self._live:

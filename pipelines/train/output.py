@@ -3,7 +3,8 @@
 run.json        config and MLflow run, written first
 checkpoints/    the best checkpoints and the last
 model/          the best model, for `SparseDetr.from_pretrained`
-result.json     history and timing, written last
+events.json     restarts and numbers of workers so far
+result.json     history, timing and events, written last
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pipelines.recipes.override import field_values
 from pipelines.recipes.paths import inputs
 from pipelines.train.engine.checkpoint import MODEL_FOLDER
 from pipelines.train.engine.checkpoint_store import CheckpointStore, Position, ap_of
+from pipelines.train.record import EVENTS_FILE
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.errors import CheckpointError, require
 from sparse_detr.redaction import values_without_secrets
@@ -32,7 +34,7 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 
 
-RESULTS = (RESULT_FILE, RUN_FILE, CHECKPOINTS, MODEL)
+RESULTS = (RESULT_FILE, EVENTS_FILE, RUN_FILE, CHECKPOINTS, MODEL)
 """Everything that a training leaves, in the order in which it is deleted: first what says that it is complete."""
 
 MAY_CHANGE = frozenset(
@@ -56,13 +58,24 @@ MAY_CHANGE = frozenset(
         "training.checkpoint_steps",
         "training.keep_checkpoints",
         "training.max_failures",
+        "training.min_workers",
+        "training.hang_minutes",
+        "training.stop_seconds",
     }
 )
 """Fields that a resumed run may have otherwise: how long, on which machines, and where it is recorded. Every other
 field, one that is added later too, must be as it was: it decides what is learned, or which epoch counts as the best."""
 
 
-_SINCE_0_1 = ("micro_batch", "checkpoint_minutes", "checkpoint_steps", "checkpoint_patience_minutes")
+_SINCE_0_1 = (
+    "micro_batch",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "checkpoint_patience_minutes",
+    "min_workers",
+    "hang_minutes",
+    "stop_seconds",
+)
 """Fields of `training` that the record of a run of version 0.1 lacks; it ran as their defaults say."""
 
 

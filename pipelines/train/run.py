@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,17 +17,14 @@ from pipelines.recipes.config import RunConfig
 from pipelines.tracking.tracker import Registration, Tracker
 from pipelines.tracking.training_run import open_tracker
 from pipelines.train.curves import record_curves
-from pipelines.train.engine.progress import OnProgress
+from pipelines.train.engine.progress import Listeners, OnNotice, OnProgress
 from pipelines.train.output import begin_run, claim_output, continued_run, publish_model, write_result
 from pipelines.train.preflight import CheckedData, OnStart, RunStart, preflight
+from pipelines.train.record import EVENTS_FILE, Fitted
 from sparse_detr.storage.location import Location
 
-Launch = Callable[
-    [RunConfig, Location, Tracker, OnProgress | None],
-    tuple[list[dict[str, float]], str],
-]
-"""Runs the workers of a training to the end, as `launch.fit` does; gives the history, and the folder name of the best
-checkpoint."""
+Launch = Callable[[RunConfig, Location, Tracker, Listeners], Fitted]
+"""Runs the workers of a training to the end, as `launch.fit` does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +62,7 @@ def train(
     *,
     on_start: OnStart | None = None,
     on_progress: OnProgress | None = None,
+    on_notice: OnNotice | None = None,
     connect: Connect = ray_session,
     launch: Launch | None = None,
     parent_run_id: str | None = None,
@@ -72,8 +71,9 @@ def train(
     """Train on the Ray that this process is connected to, or that `connect` opens once all else is checked.
 
     `on_start` is called before the workers start, with what was found until then, in this thread; `on_progress` about
-    three times a second, in another one, which has ended when this returns. Ctrl-C leaves at once with
-    KeyboardInterrupt; `ray.shutdown` (or leaving `ray_session`) ends the workers.
+    three times a second, and `on_notice` with a line for the user, in another one, which has ended when this returns.
+    In the main thread Ctrl-C and SIGTERM end the training with a checkpoint, and then with `Interrupted`, a
+    KeyboardInterrupt; see `training.stop_seconds`. `ray.shutdown` (or leaving `ray_session`) ends the workers.
 
     Args:
         launch: runs the workers; by default `launch.fit`, with Ray Train.
@@ -82,7 +82,7 @@ def train(
 
     Raises:
         SparseDetrError: anything that the user can fix, found before the workers start or by one of them.
-        ray.train.TrainingFailedError: workers died more often than `training.max_failures`.
+        IncompleteError: workers died more often than `training.max_failures`; the run can be resumed.
     """
     started = time.perf_counter()
     checked = preflight(config)
@@ -92,23 +92,26 @@ def train(
     config, continued = continued_run(claim, config)
     with ExitStack() as stack:
         session = stack.enter_context(connect())
-        training = config.training
-        require_cluster(training.workers, training.cpus_per_worker, training.use_gpu, session.resources)
+        require_cluster(config.training, session.resources)
         claim.clear()
         if on_start is not None:
             on_start(start)
         tracker = stack.enter_context(open_tracker(config, parent_run_id=parent_run_id, run_id=continued, tags=tags))
         begin_run(output, config, tracker.run_id)
         start.record(tracker)
-        history, best = (launch or _fit)(config, output, tracker, on_progress)
-        model = publish_model(output, best)
+        listeners = Listeners(on_progress=on_progress, on_notice=on_notice)
+        fitted = (launch or _fit)(config, output, tracker, listeners)
+        history, model = fitted.history, publish_model(output, fitted.best)
         registered = tracker.model(model.uri, _registration(config, history, start.data))
         record_curves(history, best_epoch(history), tracker)
+        tracker.text(json.dumps(fitted.record, indent=1), EVENTS_FILE)
         seconds, speed = time.perf_counter() - started, mean_throughput(history)
-        tracker.metrics({"seconds": seconds, "mean_images_per_second": speed}, len(history))
+        lost = {name: float(fitted.record.get(name, 0)) for name in ("steps_redone", "seconds_lost")}
+        restarts = {"restarts": float(len(fitted.record.get("restarts", ())))} | lost
+        tracker.metrics({"seconds": seconds, "mean_images_per_second": speed} | restarts, len(history))
     summary = {"history": history, "seconds": seconds, "images_per_second": speed, "model": model.uri,
                "registered_model": registered}  # fmt: skip
-    write_result(output, summary)
+    write_result(output, summary | {"record": fitted.record})
     return TrainResult(
         checkpoint=model.uri,
         history=tuple(history),
@@ -128,13 +131,11 @@ def _registration(config: RunConfig, history: Sequence[Mapping[str, float]], dat
     return Registration(name=config.registered_model, alias=config.model_alias, ap=ap, data=val.digest)
 
 
-def _fit(
-    config: RunConfig, output: Location, tracker: Tracker, on_progress: OnProgress | None
-) -> tuple[list[dict[str, float]], str]:
+def _fit(config: RunConfig, output: Location, tracker: Tracker, listeners: Listeners) -> Fitted:
     # Imported late: ray.train takes 4 s, and what a user can fix is said before.
     from pipelines.train.launch import fit
 
-    return fit(config, output, tracker, on_progress)
+    return fit(config, output, tracker, listeners)
 
 
 def mean_throughput(history: Sequence[Mapping[str, float]]) -> float:

@@ -4,44 +4,34 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import ray.train.torch
 import torch
 
 from pipelines.cluster.access import DriverAccess
-from pipelines.cluster.user_errors import pack
 from pipelines.recipes.config import RunConfig
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.system_metrics import system_metrics
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.train.engine.build import build_loop
-from pipelines.train.engine.checkpoint import Snapshot
 from pipelines.train.engine.checkpoint_store import CheckpointStore
 from pipelines.train.engine.checkpointer import Checkpointer
-from pipelines.train.engine.hooks import NoHooks, Requests, Trained
 from pipelines.train.engine.loop import Metrics, TrainLoop
-from pipelines.train.engine.progress import StepProgress
+from pipelines.train.engine.news import Begun
+from pipelines.train.engine.pulse import PULSE, LeftError
 from pipelines.train.output import checkpoints_of
 from pipelines.train.pictures import TrainingPictures
+from pipelines.train.rank_hooks import FirstRankHooks, RankHooks, tell
 from sparse_detr.config_dict import from_dict
-from sparse_detr.errors import SparseDetrError
 from sparse_detr.ops.self_check import self_test
 from sparse_detr.storage.location import locate
 from sparse_detr.storage.retry import patiently
 
 logger = logging.getLogger(__name__)
-
-POST_SECONDS = 0.5
-"""Least time between two posts to the driver: each makes the device wait once, and the bar needs no more."""
-CURVE_SECONDS = 10.0
-"""Least time between two points of the curves over steps in MLflow: a call takes about 0.13 s on a busy server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,69 +40,32 @@ class WorkerTask:
 
     config: dict[str, Any] = field(repr=False)
     """The run config as a dict. It and `run` may hold a tracking URI with a password, so no text shows them."""
-    board: Any
-    """Handle of the `ProgressBoard` actor."""
+    box: Any
+    """Handle of the `NewsBox` actor."""
     run: tuple[str, str] | None = field(repr=False)
     """Tracking URI and id of the MLflow run that rank 0 writes to; None writes to none."""
     access: DriverAccess
     """Works by arriving: see there."""
 
 
-class RayHooks(NoHooks):
-    """Tells the driver and MLflow how far the loop is, and lets its checkpoints be written; for rank 0."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerResult:
+    """What the first rank returns, through Ray."""
 
-    def __init__(self, board: Any, tracker: Tracker, pictures: TrainingPictures, checkpoints: Checkpointer) -> None:
-        self._board = board
-        self._tracker = tracker
-        self._pictures = pictures
-        self._checkpoints = checkpoints
-        self._posted = self._drawn = 0.0
-
-    def requests(self, step: int) -> Requests:
-        """Ask for a checkpoint when it is time."""
-        return Requests(checkpoint=self._checkpoints.due(step))
-
-    def step_done(self, progress: Callable[[], StepProgress]) -> None:
-        """Post to the driver now and then; only such a step waits for the device, and none for the driver."""
-        now = time.monotonic()
-        if now - self._posted < POST_SECONDS:
-            return
-        self._posted = now
-        found = progress()
-        self._board.post.remote(found)
-        if now - self._drawn >= CURVE_SECONDS:
-            self._drawn = now
-            self._tracker.metrics({f"step_{name}": value for name, value in found.metrics.items()}, found.step)
-
-    def checkpoint(self, snapshot: Snapshot) -> None:
-        """Begin to write it."""
-        self._checkpoints.take(snapshot)
-
-    def epoch_done(self, loop: Trained, progress: StepProgress) -> None:
-        """Post, log, begin to write a checkpoint, draw."""
-        self._board.post.remote(progress)
-        self._tracker.metrics(progress.metrics, progress.epoch)
-        self._checkpoints.take(loop.snapshot())
-        self._pictures.epoch_done(loop, progress)
+    history: list[Metrics]
+    """Metrics of every whole epoch."""
+    stopped: bool
+    """Whether it ended early because it was asked to."""
 
 
-def train_worker(settings: dict[str, Any]) -> list[Metrics]:
-    """Train one rank to the end; returns the history, or nothing where an earlier attempt found a user error.
+def train_worker(settings: dict[str, Any]) -> WorkerResult:
+    """Train one rank to the end, or until it is asked to stop.
 
-    Ray would restart the workers after any error; a user error is noted on the board first, and the
-    next attempt ends at once.
+    Raises:
+        SparseDetrError: a user error, which the controller takes for what it is.
+        LeftError: the workers are to end, with a checkpoint, so that others go on.
     """
     task: WorkerTask = settings["task"]
-    if ray.get(task.board.user_error.remote()) is not None:
-        return []
-    try:
-        return list(_run(task))
-    except SparseDetrError as error:
-        ray.get(task.board.fail.remote(pack(error)))
-        raise
-
-
-def _run(task: WorkerTask) -> tuple[Metrics, ...]:
     config = from_dict(RunConfig, task.config)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -120,23 +73,34 @@ def _run(task: WorkerTask) -> tuple[Metrics, ...]:
     device = ray.train.torch.get_device() if config.training.use_gpu else torch.device("cpu")
     self_test(device.type)
     store = checkpoints_of(locate(config.output), config)
-    if rank != 0:
-        loop = build_loop(config, rank=rank, world_size=world_size, device=device)
-        _restore(loop, store)
-        return loop.run()
-    tracker: Tracker = NullTracker() if task.run is None else MlflowTracker.attach(*task.run, resumed=True)
-    checkpointer = Checkpointer(store, config.training)
-    hooks = RayHooks(task.board, tracker, TrainingPictures(config, tracker), checkpointer)
+    checkpointer = Checkpointer(store, config.training) if rank == 0 else None
+    tracker: Tracker = NullTracker()
+    if rank == 0 and task.run is not None:
+        tracker = MlflowTracker.attach(*task.run, resumed=True)
+    hooks = RankHooks() if checkpointer is None else _first_hooks(task, config, checkpointer, tracker)
     loop = build_loop(config, rank=rank, world_size=world_size, device=device, hooks=hooks)
     _restore(loop, store)
+    if rank == 0:
+        tell(task.box, Begun(workers=world_size, step=loop.step))
     for metrics in loop.history:
         # What an earlier worker could not write before it died; points that are there are left out.
         tracker.metrics(metrics, int(metrics["epoch"]))
     with system_metrics(tracker, f"node_{context.get_node_rank()}"):
-        history = loop.run()
-    checkpointer.close()
+        history = list(loop.run())
+    PULSE.beat("storing")
+    if checkpointer is not None:
+        checkpointer.close()
     tracker.settle()
-    return history
+    if loop.stopped:
+        # Also a meeting: the others must not end while the first still writes.
+        reason = loop.ranks.first(PULSE.asked)
+        if reason != "stop":
+            raise LeftError(reason)
+    return WorkerResult(history=history, stopped=loop.stopped)
+
+
+def _first_hooks(task: WorkerTask, config: RunConfig, checkpointer: Checkpointer, tracker: Tracker) -> FirstRankHooks:
+    return FirstRankHooks(task.box, tracker, TrainingPictures(config, tracker), checkpointer)
 
 
 def _restore(loop: TrainLoop, store: CheckpointStore) -> None:
@@ -145,6 +109,6 @@ def _restore(loop: TrainLoop, store: CheckpointStore) -> None:
     if place is None:
         return
     with tempfile.TemporaryDirectory(prefix="sparse-detr-") as folder:
-        patiently(store.folder.child(str(place)).download_to, Path(folder))
+        patiently(store.fetch, place, Path(folder))
         loop.restore(Path(folder))
     logger.warning("rank %d continues from %s", loop.ranks.rank, store.folder.child(str(place)).uri)

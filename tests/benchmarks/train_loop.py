@@ -112,9 +112,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--cache", default="bytes")
     arguments = parser.parse_args()
-    print(
-        "| recipe | workers | Ray over bare | spread of bare | images/s, bare | waits | loader over loop |"
-    )
+    print("| recipe | workers | Ray over bare | spread of bare | images/s, bare | waits | loader over loop |")
     for recipe in arguments.recipe:
         for workers in arguments.workers:
             with tempfile.TemporaryDirectory() as folder:

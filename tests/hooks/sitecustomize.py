@@ -2,7 +2,8 @@
 
 Put its folder into PYTHONPATH and set PLAY_BAD_DECODER: every Python process that starts then has it. What is played
 depends on the images alone: on the first bytes of the file, or on its name (`heavy`, `astray`, `unlucky`). PLAY_PAUSE
-are seconds that each batch takes longer, PLAY_FOLDER is where `unlucky` images note that they have met a process.
+are seconds that each batch takes longer, PLAY_STEP_PAUSE those of a training step, PLAY_FOLDER is where `unlucky`
+images note that they have met a process.
 """
 
 import os
@@ -60,7 +61,22 @@ if os.environ.get("PLAY_BAD_DECODER"):
 
         module.Predictor.run = played
 
-    _SPOILT = {"sparse_detr.data.decode": _spoil_decode, "pipelines.detect.predictor": _spoil_predictor}
+    def _slow_step(module):
+        import time
+
+        step = module.TrainStep.__call__
+
+        def played(self, *arguments, **more):
+            time.sleep(float(os.environ.get("PLAY_STEP_PAUSE", "0")))
+            return step(self, *arguments, **more)
+
+        module.TrainStep.__call__ = played
+
+    _SPOILT = {
+        "sparse_detr.data.decode": _spoil_decode,
+        "pipelines.detect.predictor": _spoil_predictor,
+        "pipelines.train.engine.step": _slow_step,
+    }
 
     class _Finder(importlib.abc.MetaPathFinder):
         """Spoils a module when it is imported, so that no process imports more than it would."""

@@ -29,10 +29,12 @@ from pipelines.train.engine.loss_meter import SeenLosses
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import CheckpointError
 from sparse_detr.storage.location import locate
-from sparse_detr.weights.model_folder import MANIFEST, save_model
+from sparse_detr.weights.model_folder import CONFIG, MANIFEST, WEIGHTS, save_model
 
 FORMAT = 2
 MODEL_FOLDER, TRAINER, SEAL = "model", "trainer.pt", "checkpoint.json"
+FILES = (TRAINER, *(f"{MODEL_FOLDER}/{name}" for name in (WEIGHTS, CONFIG, MANIFEST)), SEAL)
+"""All that a checkpoint consists of."""
 
 _REMEDY = "give a whole checkpoint, or start without one"
 

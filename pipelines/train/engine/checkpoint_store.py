@@ -3,7 +3,9 @@
     epoch_0003               after three epochs, evaluated
     epoch_0003_step_000120   after 120 steps of the fourth
 
-A checkpoint is there if its seal is. So a listing says all there is to know, and no clock has a say in it.
+A checkpoint is there if its seal is; no clock has a say in it. A listing tells which there may be, and the file
+`newest` the name of the last one: the listing of some stores, of caches before them and of NFS is behind for a while,
+which the content of a file of a known name is not.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.train.engine.checkpoint import SEAL, Snapshot, TrainingState, save_checkpoint
+from pipelines.train.engine.checkpoint import FILES, SEAL, Snapshot, TrainingState, save_checkpoint
 from sparse_detr.errors import StorageError
 from sparse_detr.storage.location import Location
 from sparse_detr.storage.retry import patiently
 
 logger = logging.getLogger(__name__)
 
+NEWEST = "newest"
 _NAME = re.compile(r"epoch_(\d+)(?:_step_(\d+))?")
 
 
@@ -65,6 +68,15 @@ class CheckpointStore:
         """The last whole checkpoint."""
         return next((each for each in reversed(self._present()) if self._is_whole(each)), None)
 
+    def fetch(self, place: Position, target: Path) -> None:
+        """Copy a checkpoint to an empty local folder, file by file: its own listing may be behind too.
+
+        Raises:
+            StorageError: one of its files cannot be read.
+        """
+        for name in FILES:
+            self.folder.child(str(place), name).download_to(target / name)
+
     def write(self, snapshot: Snapshot) -> None:
         """Write a checkpoint, whole or not at all, and then delete those that are no longer kept.
 
@@ -78,6 +90,7 @@ class CheckpointStore:
         with tempfile.TemporaryDirectory(prefix="sparse-detr-") as folder:
             save_checkpoint(Path(folder), snapshot.model, state)
             patiently(lambda: target.copy_tree_from(Path(folder), last=SEAL))
+        patiently(self.folder.child(NEWEST).write_bytes, str(place).encode())
         patiently(self._prune, place, state)
 
     def _prune(self, newest: Position, state: TrainingState) -> None:
@@ -102,7 +115,10 @@ class CheckpointStore:
 
     def _present(self) -> list[Position]:
         names = self.folder.list() if self.folder.is_dir() else []
-        return sorted(place for place in map(Position.of, names) if place is not None)
+        newest = self.folder.child(NEWEST)
+        if newest.exists():
+            names.append(newest.read_bytes().decode(errors="replace").strip())
+        return sorted({place for place in map(Position.of, names) if place is not None})
 
     def _is_whole(self, place: Position) -> bool:
         return self.folder.child(str(place), SEAL).exists()

@@ -45,6 +45,9 @@ class TrainHooks(Protocol):
     def step_done(self, progress: Callable[[], StepProgress]) -> None:
         """After every step, on every rank; must be quick: to call `progress` waits for the device."""
 
+    def evaluating(self) -> None:
+        """Now and then while the validation images pass the model, on every rank."""
+
     def checkpoint(self, snapshot: Snapshot) -> None:
         """After a step for which a checkpoint was asked, on rank 0 alone."""
 
@@ -60,6 +63,9 @@ class NoHooks:
         return Requests()
 
     def step_done(self, progress: Callable[[], StepProgress]) -> None:
+        """Nothing."""
+
+    def evaluating(self) -> None:
         """Nothing."""
 
     def checkpoint(self, snapshot: Snapshot) -> None:

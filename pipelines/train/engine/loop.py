@@ -135,7 +135,7 @@ class TrainLoop:
 
     def evaluate(self) -> Metrics:
         """Numbers on the validation images, the same on every rank: see `validate`."""
-        return validate(self.eval_model, self.data.val, self.device, self.ranks)
+        return validate(self.eval_model, self.data.val, self.device, self.ranks, self.hooks.evaluating)
 
     def _checkpoint(self) -> None:
         self.update.check.settle()

@@ -1,14 +1,9 @@
-"""Progress of a training, sent from a worker to the driver without making the worker wait.
-
-This module stays light: the board's process imports it and nothing heavy.
-"""
+"""Progress of a training, sent from a worker to the driver without making the worker wait."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from pipelines.cluster.user_errors import PackedError
 
 SHOWN_TERMS = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask_prediction")
 """Loss terms told of a step: of the last decoder layer, and of the scoring network. An epoch's row has all."""
@@ -30,29 +25,21 @@ class StepProgress:
     """Of a step: `loss`, SHOWN_TERMS, `lr`, and the pace (`images_per_second`, `data_wait`, `memory_mib`); after an
     epoch all of its metrics, `epoch` among them."""
 
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether these are the metrics of a whole epoch."""
+        return "epoch" in self.metrics
+
 
 OnProgress = Callable[[StepProgress], None]
+OnNotice = Callable[[str], None]
 
 
-class ProgressBoard:
-    """Holds the last progress and the first user error; run as a Ray actor."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """Who wants to hear of a training while it runs; both are called in another thread than `train`."""
 
-    def __init__(self) -> None:
-        self._progress: StepProgress | None = None
-        self._user_error: PackedError | None = None
-
-    def post(self, progress: StepProgress) -> None:
-        """Replace what was posted before."""
-        self._progress = progress
-
-    def latest(self) -> StepProgress | None:
-        """The progress that was posted last."""
-        return self._progress
-
-    def fail(self, packed: PackedError) -> None:
-        """Note a user error, which a restart would only repeat."""
-        self._user_error = self._user_error or packed
-
-    def user_error(self) -> PackedError | None:
-        """The first error noted."""
-        return self._user_error
+    on_progress: OnProgress | None = None
+    """About three times a second."""
+    on_notice: OnNotice | None = None
+    """Now and then, with a line for the user."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,18 @@ class _Predictor(Predictor):
         return self.results(images, output)
 
 
-def validate(model: SparseDetr, images: ValidationImages, device: torch.device, ranks: Ranks) -> dict[str, float]:
+def validate(
+    model: SparseDetr,
+    images: ValidationImages,
+    device: torch.device,
+    ranks: Ranks,
+    on_block: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """COCO's numbers, and for sparse models `corr`, the share of the decoder's attention that falls on kept tokens,
     over all levels and (`corr_0`, ...) on each; the same on every rank, and each must call it.
 
     In float32 whatever the training's precision, without padding, in batches as in `evaluate`: so these are the numbers
-    that `evaluate` gives of the saved model, to the last digit.
+    that `evaluate` gives of the saved model, to the last digit. `on_block` is called after every block of images.
 
     Raises:
         ImageError: an image is broken; names it.
@@ -74,7 +80,7 @@ def validate(model: SparseDetr, images: ValidationImages, device: torch.device, 
     """
     started = time.perf_counter()
     overlap = OverlapMean() if model.config.sparse else None
-    results = detect(model, images, device, ranks, overlap)
+    results = detect(model, images, device, ranks, overlap, on_block)
     metrics = flat_metrics(coco_metrics(results, images.index.ground_truth(), ranks))
     if overlap is not None:
         whole = OverlapMean()
@@ -84,7 +90,12 @@ def validate(model: SparseDetr, images: ValidationImages, device: torch.device, 
 
 
 def detect(
-    model: SparseDetr, images: ValidationImages, device: torch.device, ranks: Ranks, overlap: OverlapMean | None = None
+    model: SparseDetr,
+    images: ValidationImages,
+    device: torch.device,
+    ranks: Ranks,
+    overlap: OverlapMean | None = None,
+    on_block: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Detections of this rank's images, as entries of a COCO results file; errors as `validate`.
 
@@ -94,12 +105,14 @@ def detect(
         device: where the model is.
         ranks: this one takes its share.
         overlap: takes in how much of the decoder's attention falls on kept tokens.
+        on_block: called after every block of images.
     """
     results: list[dict[str, Any]] = []
     order = images.index.in_order()
     with evaluating(model):
         predictor = _Predictor(model, images.size, device, overlap)
         for block in predictor.detect_blocks(images.root.child, images.blocks(ranks.rank, ranks.world_size)):
+            on_block()
             for found in block:
                 if found.detections is None:
                     why = "" if found.failure is None else found.failure.message

@@ -207,8 +207,8 @@ def test_messages_show_brackets_as_they_are(
     assert capsys.readouterr().err == "error: images[3]: [bold]; " + "long " * 60 + "\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_unwinds_and_gives_130(number: int) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_unwinds_and_gives_the_code_of_its_signal(number: int, code: int) -> None:
     script = """
         import sys, time
         from pipelines.cli.main import main
@@ -229,7 +229,7 @@ def test_an_interrupt_unwinds_and_gives_130(number: int) -> None:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     out, errors = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, "cleaned\n")
+    assert (process.returncode, out) == (code, "cleaned\n")
     assert "Traceback" not in errors
 
 

@@ -18,6 +18,7 @@ from pipelines.train.command import train_command
 from pipelines.train.engine.build import with_classes
 from pipelines.train.engine.initial_weights import initial_model
 from pipelines.train.preflight import CheckedData, RunStart, check_data
+from pipelines.train.record import Fitted
 from pipelines.train.run import train
 from sparse_detr.errors import ConfigError, OutputExistsError, SparseDetrError
 from sparse_detr.records import Classes
@@ -109,9 +110,9 @@ def _never() -> Iterator[RaySession]:
     yield
 
 
-def _fitted(config: RunConfig, output: Location, *_: object) -> tuple[list[dict[str, float]], str]:
+def _fitted(config: RunConfig, output: Location, *_: object) -> Fitted:
     output.child("checkpoints/epoch_0001/model/manifest.json").write_bytes(b"{}")
-    return [{"epoch": 1.0, "train_seconds": 1.0, "images_per_second": 2.0}], "epoch_0001"
+    return Fitted(history=[{"epoch": 1.0, "train_seconds": 1.0, "images_per_second": 2.0}], best="epoch_0001")
 
 
 def test_train_says_what_was_loaded_and_left_out(

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.services.s3_server import LocalS3
 from pipelines.train.engine.checkpoint import SEAL, Snapshot, TrainingState, load_checkpoint
-from pipelines.train.engine.checkpoint_store import CheckpointStore, Position
+from pipelines.train.engine.checkpoint_store import NEWEST, CheckpointStore, Position
 from sparse_detr.storage.location import Location, locate
 from tests.faulty_store import faulty_store
 from tests.pipelines.train.engine.test_checkpoint import small_model
@@ -27,8 +27,10 @@ def snapshot(epoch: int, epoch_step: int = 0, aps: tuple[float | None, ...] = ()
 
 
 def names(store: CheckpointStore) -> list[str]:
-    assert list(map(str, store.whole())) == store.folder.list()
-    return store.folder.list()
+    found = store.folder.list()
+    found.remove(NEWEST)
+    assert list(map(str, store.whole())) == found
+    return found
 
 
 def test_positions_follow_the_training() -> None:
@@ -95,7 +97,7 @@ def test_a_process_killed_while_it_writes_leaves_the_last_good_one(tmp_path: Pat
     os.kill(process.pid, signal.SIGKILL)
     process.join()
 
-    assert store.folder.list() == ["epoch_0000_step_000010", "epoch_0000_step_000020"]
+    assert store.folder.list() == ["epoch_0000_step_000010", "epoch_0000_step_000020", NEWEST]
     assert store.newest() == Position(0, 10)
     assert load_checkpoint(tmp_path / "run" / "epoch_0000_step_000010")[1].step == 10
     store.write(snapshot(0, 30))
@@ -117,3 +119,33 @@ def test_a_store_that_fails_is_tried_again(
     assert seen.newest() == Position(0, 20)
     store.child("epoch_0000_step_000020").download_to(tmp_path / "back")
     assert load_checkpoint(tmp_path / "back")[1].step == 20
+
+
+@pytest.mark.parametrize("behind_by", [1, 2])
+def test_a_listing_that_is_behind_hides_nothing(
+    s3: LocalS3, store: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind_by: int
+) -> None:
+    """Of one checkpoint, so that it shows what is deleted since; or from before the first, so that it shows nothing."""
+    with faulty_store(s3.endpoint) as proxy, monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+        checkpoints = CheckpointStore(folder=locate(store.uri))
+        store.child("other").write_bytes(b"")
+        places = [Position(0, 10), Position(0, 20)]
+        for number, place in enumerate(places):
+            proxy.stale = number >= len(places) - behind_by
+            assert checkpoints.newest() == (places[number - 1] if number else None)
+            checkpoints.write(snapshot(0, place.epoch_step))
+            assert checkpoints.newest() == place
+        assert checkpoints.whole()[-1] == places[-1]
+        checkpoints.fetch(places[-1], tmp_path / "back")
+    assert load_checkpoint(tmp_path / "back")[1].step == 20
+
+
+@pytest.mark.parametrize("content", [b"", b"epoch_0007", b"\xff"])
+def test_a_pointer_that_is_wrong_misleads_nobody(tmp_path: Path, content: bytes) -> None:
+    store = CheckpointStore(folder=locate(tmp_path))
+    store.write(snapshot(0, 10))
+    (tmp_path / NEWEST).write_bytes(content)
+    assert store.newest() == Position(0, 10)
+    store.write(snapshot(0, 20))
+    assert store.newest() == Position(0, 20)

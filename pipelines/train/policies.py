@@ -1,0 +1,142 @@
+"""When Ray Train's controller restarts the workers of a training, and with how many.
+
+Both classes replace Ray's own in its controller, which offers no setting for what they add.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import ray
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    AUTOSCALING_REQUESTS_GET_TIMEOUT_S,
+    ElasticScalingPolicy,
+    FixedScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+    ScalingPolicy,
+)
+from ray.train.v2.api.config import ScalingConfig
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from pipelines.cluster.user_errors import find
+from pipelines.train.engine.news import Ended, Kind
+from pipelines.train.engine.pulse import LeftError, ask
+from pipelines.train.rank_hooks import tell
+
+logger = logging.getLogger(__name__)
+
+
+class HungError(WorkerGroupError):
+    """Workers gave no sign of life for too long."""
+
+
+def scaling_policy(config: ScalingConfig) -> ScalingPolicy:
+    """The policy for a fixed or an elastic number of workers."""
+    return ResizeAtCheckpoint(config) if config.elasticity_enabled else FixedScalingPolicy(config)
+
+
+class ResizeAtCheckpoint(ElasticScalingPolicy):
+    """Takes in new nodes without losing a step: the workers write a checkpoint first, and end by themselves."""
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        """Ask the workers to leave where there could be more of them."""
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        if isinstance(decision, ResizeDecision) and decision.num_workers > worker_group_state.num_workers:
+            worker_group_state.workers[0].execute_async(ask, "resize")
+        # With fewer, those that are gone will show as a failure.
+        return NoopDecision()
+
+    def _get_reserved_resources(self) -> dict[str, dict[str, float]] | None:
+        """What Ray's coordinator keeps for this training, without nodes that are about to go.
+
+        The coordinator looks for nodes that died or came only every 20 seconds by itself, and workers that wait for a
+        dead node would wait for long.
+        """
+        now = time.monotonic()
+        if now - self._latest_reserved_resources_query_time < self.GET_RESERVED_RESOURCES_INTERVAL_S:
+            return self._latest_reserved_resources
+        self._latest_reserved_resources_query_time = now
+        fresh = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+        try:
+            reserved = ray.get(fresh, timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            logger.warning("Ray's coordinator does not answer (%s); the number of workers stays", error)
+            reserved = None
+        usable = _usable_nodes()
+        found = None if reserved is None else {node: each for node, each in reserved.items() if node in usable}
+        self._latest_reserved_resources = found
+        return found
+
+
+def _usable_nodes() -> set[str]:
+    draining = ray._private.state.state.get_draining_nodes()
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"] for node in nodes if node["Alive"]} - set(draining)
+
+
+class RestartPolicy(DefaultFailurePolicy):
+    """Ray's, but a user error is final, workers that left on purpose did not fail, and the driver is told."""
+
+    def __init__(self, failure_config: Any, box: Any) -> None:
+        super().__init__(failure_config)
+        self._box = box
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Restart, or end the training."""
+        error = training_failed_error
+        failures = getattr(error, "worker_failures", {})
+        left = [str(each) for each in failures.values() if isinstance(each, LeftError)]
+        if left:
+            self._tell("preemption" if left[0] == "preemption" else "resize", _LEFT[left[0]])
+            return FailureDecision.RETRY
+        if find(error) is not None:
+            return FailureDecision.RAISE
+        decision = super().make_decision(error)
+        if isinstance(error, ControllerError):
+            # Workers could not be started: those before are told of already.
+            return decision
+        kind: Kind = "hang" if isinstance(error, HungError) else "failure"
+        self._tell("preemption" if _is_preemption(error) else kind, cause(error))
+        return decision
+
+    def _tell(self, kind: Kind, text: str) -> None:
+        tell(self._box, Ended(kind=kind, cause=text))
+
+
+_LEFT = {"preemption": "a node is about to go", "resize": "there is room for more workers"}
+
+
+def _is_preemption(error: Any) -> bool:
+    return hasattr(error, "preemption_info")
+
+
+def cause(error: Any) -> str:
+    """What became of the workers, in one line: first of a worker that died, as others fail only because of it."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    dead = [rank for rank, each in failures.items() if isinstance(each, WorkerHealthCheckFailedError)]
+    if isinstance(error, HungError):
+        return _line(failures[min(failures)])
+    if not failures:
+        return _line(error)
+    rank = min(dead or failures)
+    found = failures[rank]
+    if dead:
+        return f"worker {rank} died: {_line(getattr(found, 'health_check_failure', found))}"
+    if "closed by peer" in str(found).lower() or "reset by peer" in str(found).lower():
+        return f"the process or the node of a worker is gone (seen by worker {rank})"
+    return f"worker {rank} failed: {type(found).__name__}: {_line(found)}"
+
+
+def _line(error: BaseException) -> str:
+    """The most telling line of a message of Ray's, which may have a page."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "died" in line.lower() or "unexpected" in line.lower()]
+    return (telling or lines or [type(error).__name__])[0][:300]

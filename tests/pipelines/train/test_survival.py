@@ -1,0 +1,187 @@
+"""Trainings that are stopped, killed, hung and starved of disk for real: what is learned does not show it.
+
+All but one run on a cluster that is up, as a local Ray takes ten seconds to start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparse_detr.detector import SparseDetr
+from tests.predict_job import Job, played
+from tests.ray_nodes import RayNodes, ray_nodes
+from tests.train_job import steps_kept, train_job, wait_until, without_times
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+EPOCHS, STEPS = 3, 12
+SETTINGS: Mapping[str, Any] = {"workers": 2, "epochs": EPOCHS, "checkpoint_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayNodes]:
+    """Two CPUs; a step takes a third of a second, so that there is time to break it."""
+    with ray_nodes([2], played(PLAY_STEP_PAUSE="0.3")) as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: RayNodes, shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = train_job(shapes_folder, str(folder / "out"), folder / "log", cluster.environment, **SETTINGS)
+    assert job.wait() == 0, job.log.read_text()
+    return folder / "out"
+
+
+def result(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "result.json").read_text())
+    return found
+
+
+def assert_same(output: Path, undisturbed: Path) -> None:
+    """History and model of a run are those of another to the last bit."""
+    assert without_times(result(output)["history"]) == without_times(result(undisturbed)["history"])
+    mine, other = (SparseDetr.from_pretrained(folder / "model").state_dict() for folder in (output, undisturbed))
+    assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+def text(job: Job) -> str:
+    """All that the user saw, as one line."""
+    return " ".join(job.log.read_text().split())
+
+
+def test_stops_and_kills_of_the_command_cost_nothing_but_time(
+    cluster: RayNodes, undisturbed: Path, shapes_folder: Path, mlflow_uri: str, tmp_path: Path
+) -> None:
+    """Ctrl-C, twice in a moment, SIGTERM and SIGKILL, one after the other, and each time the same command again."""
+    from mlflow import MlflowClient
+
+    output = tmp_path / "out"
+    client = MlflowClient(tracking_uri=mlflow_uri)
+
+    def start(name: str, **more: Any) -> Job:
+        settings = SETTINGS | {"tracking_uri": mlflow_uri, "checkpoint_minutes": 0} | more
+        return train_job(shapes_folder, str(output), tmp_path / name, cluster.environment, **settings)
+
+    def status() -> str:
+        run = client.get_run(json.loads((output / "run.json").read_text())["run_id"])
+        return str(run.info.status)
+
+    # Checkpoints at the end of an epoch alone: what is kept within one is what the stop has written.
+    first = start("first", checkpoint_steps=1000)
+    wait_until(lambda: "epoch_0001" in os.listdir(output / "checkpoints") if output.exists() else False, first)
+    time.sleep(2)
+    first.process.send_signal(signal.SIGINT)
+    assert first.wait(60) == 130, text(first)
+    kept = steps_kept(str(output))
+    assert kept > STEPS
+    assert f"Stopped after step {kept}, with a checkpoint. It goes on with sparse-detr train tiny" in text(first)
+    assert "--existing resume" in text(first)
+    assert status() == "KILLED"
+
+    second = start("second", existing="resume")
+    wait_until(lambda: steps_kept(str(output)) > kept, second)
+    second.process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    began = time.monotonic()
+    second.process.send_signal(signal.SIGINT)
+    assert second.wait(60) == 130, text(second)
+    assert time.monotonic() - began < 30
+    assert "at once" in text(second)
+
+    kept = steps_kept(str(output))
+    third = start("third", existing="resume")
+    wait_until(lambda: steps_kept(str(output)) > kept, third)
+    third.process.send_signal(signal.SIGTERM)
+    assert third.wait(60) == 143, text(third)
+    assert "with a checkpoint" in text(third)
+
+    kept = steps_kept(str(output))
+    fourth = start("fourth", existing="resume")
+    assert fourth.kill_when(lambda: steps_kept(str(output)) > kept), text(fourth)
+    wait_for_no_more(lambda: cluster.workers("RayTrainWorker"))
+    assert status() == "RUNNING"
+
+    fifth = start("fifth", existing="resume")
+    assert fifth.wait() == 0, text(fifth)
+    assert_same(output, undisturbed)
+    assert status() == "FINISHED"
+    assert len(client.search_runs([client.get_experiment_by_name("sparse-detr").experiment_id])) >= 1
+    record = result(output)["record"]
+    assert [each["kind"] for each in record["restarts"]] == ["driver"] * 4
+    assert record["restarts"][0]["steps_redone"] == 0
+    assert all("Traceback" not in text(job) for job in (first, second, third, fourth, fifth))
+
+
+def wait_for_no_more(found: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while left := found():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def test_a_killed_command_with_a_ray_of_its_own_leaves_no_process(shapes_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    job = train_job(shapes_folder, str(output), tmp_path / "log", {}, **SETTINGS)
+    assert job.kill_when(lambda: steps_kept(str(output)) > 2), text(job)
+    began = time.monotonic()
+    wait_for_no_more(job.others)
+    assert time.monotonic() - began < 40
+
+
+def test_a_worker_that_stands_still_is_named_and_replaced(
+    cluster: RayNodes, undisturbed: Path, shapes_folder: Path, tmp_path: Path
+) -> None:
+    """And before that the process that keeps the news for the driver is killed: nobody misses it."""
+    output = tmp_path / "out"
+    job = train_job(shapes_folder, str(output), tmp_path / "log", cluster.environment, **SETTINGS, hang_minutes=0.75)
+    wait_until(lambda: steps_kept(str(output)) >= 3, job)
+    [(box, home)] = cluster.workers("ray::NewsBox").items()
+    assert home == cluster.raylets[0]
+    os.kill(box, signal.SIGKILL)
+    wait_until(lambda: steps_kept(str(output)) >= 8, job)
+    workers = sorted(cluster.workers("RayTrainWorker"))
+    os.kill(workers[-1], signal.SIGSTOP)
+    began = time.monotonic()
+    wait_until(lambda: f"(process {workers[-1]} on" in text(job), job)
+    assert time.monotonic() - began < 60
+    assert job.wait() == 0, text(job)
+    assert not Path(f"/proc/{workers[-1]}").exists()
+    assert_same(output, undisturbed)
+    [restart] = result(output)["record"]["restarts"]
+    assert restart["kind"] == "hang"
+    assert restart["workers"] == 2
+
+
+def test_a_full_disk_is_said_and_survived(
+    cluster: RayNodes, undisturbed: Path, shapes_folder: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no permission to mount a small disk here")
+    try:
+        job = train_job(shapes_folder, str(disk / "out"), tmp_path / "log", cluster.environment, **SETTINGS)
+        assert job.wait() == 2, text(job)
+        assert "the disk is full; make room" in text(job)
+        assert "Traceback" not in text(job)
+        assert len([line for line in job.log.read_text().splitlines() if "error" in line]) == 1
+        subprocess.run(["mount", "-o", "remount,size=2g", str(disk)], check=True)
+        more = SETTINGS | {"existing": "resume"}
+        again = train_job(shapes_folder, str(disk / "out"), tmp_path / "log2", cluster.environment, **more)
+        assert again.wait() == 0, text(again)
+        assert_same(disk / "out", undisturbed)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
