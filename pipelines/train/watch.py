@@ -91,9 +91,9 @@ class Watch:
             if isinstance(fact, StepProgress):
                 # Of steps the last is enough; the end of an epoch is always told.
                 progress = [*(one for one in progress if one.ends_epoch), fact]
-        on_progress = self._listeners.on_progress
-        for each in progress if on_progress is not None else ():
-            on_progress(each)
+        if self._listeners.on_progress is not None:
+            for each in progress:
+                self._listeners.on_progress(each)
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
