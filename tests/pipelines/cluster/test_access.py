@@ -47,7 +47,7 @@ def test_access_arrives_in_a_process_that_had_none() -> None:
 def test_no_text_shows_a_secret() -> None:
     config = override(RunConfig(), {"tracking_uri": "postgresql://me:hush@host/db"})
     access, run = DriverAccess(SECRETS), ("postgresql://me:hush@host/db", "1")
-    train = WorkerTask(config=to_dict(config), board=None, run=run, access=access)
+    train = WorkerTask(config=to_dict(config), box=None, run=run, access=access)
     trial = TrialTask(run=to_dict(config), parent=run, access=access)
 
     for thing in (access, train, trial, {"task": train}):
