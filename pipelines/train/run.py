@@ -16,7 +16,14 @@ from pipelines.recipes.config import RunConfig
 from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.training_run import open_tracker
 from pipelines.train.engine.progress import OnProgress
-from pipelines.train.output import begin_run, claim_output, continued_run, publish_model, write_result
+from pipelines.train.output import (
+    begin_run,
+    claim_output,
+    continued_run,
+    publish_model,
+    read_broken_images,
+    write_result,
+)
 from pipelines.train.preflight import OnStart, RunStart, preflight
 from sparse_detr.storage.location import Location
 
@@ -98,7 +105,7 @@ def train(
         seconds, speed = time.perf_counter() - started, mean_throughput(history)
         tracker.metrics({"seconds": seconds, "mean_images_per_second": speed}, len(history))
     summary = {"history": history, "seconds": seconds, "images_per_second": speed, "model": model.uri}
-    write_result(output, summary)
+    write_result(output, summary | {"broken_images": read_broken_images(output)})
     return TrainResult(
         checkpoint=model.uri,
         history=tuple(history),

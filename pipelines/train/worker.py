@@ -20,6 +20,7 @@ from pipelines.cluster.user_errors import pack
 from pipelines.recipes.config import RunConfig
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracker import NullTracker, Tracker
+from pipelines.train.broken_report import BrokenReport
 from pipelines.train.engine.build import build_loop
 from pipelines.train.engine.checkpoint import Snapshot
 from pipelines.train.engine.checkpoint_store import CheckpointStore
@@ -60,11 +61,19 @@ class WorkerTask:
 class RayHooks(NoHooks):
     """Tells the driver and MLflow how far the loop is, and lets its checkpoints be written; for rank 0."""
 
-    def __init__(self, board: Any, tracker: Tracker, pictures: TrainingPictures, checkpoints: Checkpointer) -> None:
+    def __init__(
+        self,
+        board: Any,
+        tracker: Tracker,
+        pictures: TrainingPictures,
+        checkpoints: Checkpointer,
+        broken: BrokenReport | None = None,
+    ) -> None:
         self._board = board
         self._tracker = tracker
         self._pictures = pictures
         self._checkpoints = checkpoints
+        self._broken = broken
         self._posted = self._drawn = 0.0
 
     def requests(self, step: int) -> Requests:
@@ -92,6 +101,8 @@ class RayHooks(NoHooks):
         self._board.post.remote(progress)
         self._tracker.metrics(progress.metrics, progress.epoch)
         self._checkpoints.take(loop.snapshot())
+        if self._broken is not None:
+            self._broken.epoch_done(loop, progress)
         self._pictures.epoch_done(loop, progress)
 
 
@@ -125,7 +136,8 @@ def _run(task: WorkerTask) -> tuple[Metrics, ...]:
         return loop.run()
     tracker: Tracker = NullTracker() if task.run is None else MlflowTracker.attach(*task.run)
     checkpointer = Checkpointer(store, config.training)
-    hooks = RayHooks(task.board, tracker, TrainingPictures(config, tracker), checkpointer)
+    broken = BrokenReport(locate(config.output), tracker)
+    hooks = RayHooks(task.board, tracker, TrainingPictures(config, tracker), checkpointer, broken)
     loop = build_loop(config, rank=rank, world_size=world_size, device=device, hooks=hooks)
     _restore(loop, store)
     history = loop.run()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipelines.recipes.config import RunConfig
 from pipelines.train.engine.batches import RunData
+from pipelines.train.engine.broken_images import BrokenImages
 from pipelines.train.engine.checkpoint import Snapshot, TrainingState, load_checkpoint, on_host, save_checkpoint
 from pipelines.train.engine.hooks import NoHooks, Requests, TrainHooks
 from pipelines.train.engine.loss_meter import LossMeter, SeenLosses
@@ -64,6 +65,8 @@ class TrainLoop:
         self.stopped = False
         """Whether the run ended early because a rank asked for it."""
         self._asked = Requests()
+        self.broken = BrokenImages(data.broken)
+        """Training images that could not be used, and for which others stood in."""
         self._meter, self._seconds = LossMeter(self.device), 0.0
 
     @property
@@ -76,8 +79,9 @@ class TrainLoop:
 
         Raises:
             NotFiniteError: the loss or a gradient became NaN or infinite, with the step and the terms.
+            ImageError, ErrorBudgetError: a training image is broken, or more of them than are allowed.
         """
-        while self.epoch < self.config.training.epochs:
+        while self.epoch < self._epochs:
             metrics = self.train_epoch()
             if self.stopped:
                 break
@@ -109,7 +113,7 @@ class TrainLoop:
         images = self.epoch_step * self.config.training.global_batch
         position = {"epoch": self.epoch + 1.0, "step": float(self.step), "lr": self.learning_rate}
         speed = {"images_per_second": images / seconds, "train_seconds": seconds}
-        return position | self._meter.means(self.ranks) | speed
+        return position | self._meter.means(self.ranks) | speed | self.broken.metrics
 
     def train_step(self, micro_batches: Sequence[Batch]) -> LossReport:
         """One update of the weights, from this rank's micro-batches of a step; returns the mean of their losses."""
@@ -123,10 +127,13 @@ class TrainLoop:
         return report
 
     def _agree(self, micro_batches: Sequence[Batch]) -> float:
-        """Objects of the whole step; and what any rank asks for, so that all do the same after it."""
+        """Objects of the whole step; and what any rank asks for or has found, so that all do the same."""
         asked = self.hooks.requests(self.step)
         boxes = sum(count_boxes(batch.targets) for batch in micro_batches)
-        total, checkpoint, stop = self.ranks.sum([boxes, asked.checkpoint, asked.stop])
+        broken = self.broken.new(micro_batches)
+        total, checkpoint, stop, found = self.ranks.sum([boxes, asked.checkpoint, asked.stop, len(broken)])
+        if found:
+            self.broken.share(broken, self.ranks)
         self._asked = Requests(checkpoint=checkpoint > 0, stop=stop > 0)
         return total
 
@@ -152,6 +159,7 @@ class TrainLoop:
             history=tuple(self.history),
             seen=seen,
             train_seconds=self._seconds,
+            broken=self.broken.found,
         )
         return Snapshot.of(self.eval_model, state)
 
@@ -178,6 +186,7 @@ class TrainLoop:
         self.epoch, self.epoch_step, self.step = state.epoch, state.epoch_step, state.step
         self.history = [dict(metrics) for metrics in state.history]
         self._meter, self._seconds = LossMeter(self.device), state.train_seconds
+        self.broken = BrokenImages(self.data.broken, state.broken)
         if state.seen is not None:
             self._meter.restore(state.seen, self.ranks)
 
@@ -185,6 +194,15 @@ class TrainLoop:
     def learning_rate(self) -> float:
         """The rate of the largest group in the step just done."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
+
+    @property
+    def _epochs(self) -> int:
+        """Epochs of the whole run: those that are done where the AP has not been above its best for long enough."""
+        training, aps = self.config.training, [metrics.get("ap", -1.0) for metrics in self.history]
+        waits = training.early_stop_epochs is not None and bool(aps) and aps[-1] >= 0
+        if waits and len(aps) - 1 - aps.index(max(aps)) >= (training.early_stop_epochs or 0):
+            return self.epoch
+        return training.epochs
 
     def _evaluation_is_due(self) -> bool:
         training = self.config.training
@@ -194,6 +212,6 @@ class TrainLoop:
         return self._progress({"loss": float(loss), "lr": self.learning_rate})
 
     def _progress(self, metrics: Metrics) -> StepProgress:
-        epochs = self.config.training.epochs
+        epochs = self._epochs
         steps = epochs * len(self.data.train)
         return StepProgress(epoch=self.epoch, epochs=epochs, step=self.step, steps=steps, metrics=metrics)
