@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from pipelines.recipes.config import RunConfig
+from pipelines.train.engine.freeze import freeze
 from pipelines.train.engine.seeding import seed_weights
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError
@@ -21,7 +22,7 @@ def initial_model(config: RunConfig, classes: Classes) -> tuple[SparseDetr, Load
 
     Raises:
         CheckpointError: `init_model` or `init_backbone` cannot be read as what it claims to be.
-        ConfigError: `init_model` has weights of other shapes, or other classes.
+        ConfigError: `init_model` has weights of other shapes, or other classes; `optimizer.freeze` names no part.
     """
     seed_weights(config.training.seed)
     model = SparseDetr(config.model)
@@ -51,6 +52,7 @@ def _start(model: SparseDetr, config: RunConfig, classes: Classes, read: Callabl
         report = load_backbone(model, training.init_backbone)
     if training.init_model is not None:
         report = _load_weights(model, read(training.init_model), training.init_model, classes)
+    freeze(model, config.optimizer.freeze)
     return report
 
 
