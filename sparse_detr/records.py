@@ -214,6 +214,15 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenImage:
+    """An image that cannot be used."""
+
+    file: str
+    """Path or URI."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One image with its objects, ready for the network."""
 
@@ -223,6 +232,8 @@ class Example:
     targets: Targets
     original_size: tuple[int, int]
     """(height, width) in pixels before any resizing."""
+    instead_of: tuple[BrokenImage, ...] = ()
+    """Images that should have been here, and for which this one stands in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +244,8 @@ class Batch:
     targets: tuple[Targets, ...]
     image_ids: tuple[int, ...]
     original_sizes: tuple[tuple[int, int], ...]
+    broken: tuple[BrokenImage, ...] = ()
+    """Images that could not be used, and for which others stand in."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

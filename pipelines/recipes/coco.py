@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pipelines.recipes.config import DataConfig, OptimizerConfig, RunConfig, TrainingConfig
+from pipelines.recipes.config import RunConfig, TrainingConfig
+from pipelines.recipes.data import DataConfig
+from pipelines.recipes.optimizer import OptimizerConfig
 from sparse_detr.model.config import BackboneConfig, ModelConfig
 
 Recipe = Callable[[], RunConfig]

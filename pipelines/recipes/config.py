@@ -10,107 +10,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sparse_detr.data.transforms import AugmentConfig
+from pipelines.recipes.data import DataConfig
+from pipelines.recipes.optimizer import OptimizerConfig
 from sparse_detr.errors import require
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.model.config import ModelConfig
-from sparse_detr.records import ImageSize
 from sparse_detr.storage.output import Existing, require_known
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
-    """Images and COCO annotations of a run, and their way into tensors."""
-
-    train_annotations: str = ""
-    """Path or URI of the training annotations (COCO JSON)."""
-    train_images: str = ""
-    """Folder or prefix that the training file names are relative to."""
-    train_limit: int | None = None
-    """Train on this many of the training images only, the first ones of the file; unset takes all."""
-    val_annotations: str = ""
-    """Path or URI of the validation annotations (COCO JSON)."""
-    val_images: str = ""
-    """Folder or prefix that the validation file names are relative to."""
-    short_side: int = 800
-    """Validation images are resized so that their shorter side has this many pixels ..."""
-    max_side: int = 1333
-    """... unless the longer side would then exceed this many."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Augmentation of training images."""
-    loader_workers: int = 0
-    """Processes that prepare batches beside each training worker; 0 prepares them in the worker itself."""
-    cache: Literal["none", "bytes", "pixels"] = "bytes"
-    """Of training images in the memory of each worker after the first read, up to 2 GiB: nothing, files, or decoded
-    images."""
-
-    def __post_init__(self) -> None:
-        require(self.short_side >= 32, f"data.short_side: {self.short_side}; give at least 32 pixels")
-        require(
-            self.max_side >= self.short_side,
-            f"data.max_side: {self.max_side} is below data.short_side: {self.short_side}; give at least as much",
-        )
-        require(
-            self.cache in ("none", "bytes", "pixels"),
-            f"data.cache: {self.cache!r} is not known; choose none, bytes or pixels",
-        )
-        require(
-            self.train_limit is None or self.train_limit >= 1,
-            f"data.train_limit: {self.train_limit}; give at least 1, or leave it out",
-        )
-        require(self.loader_workers >= 0, f"data.loader_workers: {self.loader_workers}; give 0 or more")
-
-    @property
-    def image_size(self) -> ImageSize:
-        """The size of validation images, which the model keeps as its own."""
-        return ImageSize(short_side=self.short_side, max_side=self.max_side)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW, its parameter groups and its schedule. The defaults are the paper's."""
-
-    lr: float = 2e-4
-    """Learning rate of everything outside the backbone, at a global batch of 16."""
-    backbone_lr: float = 2e-5
-    """Learning rate of the backbone."""
-    offsets_factor: float = 0.1
-    """`lr` times this is the learning rate of sampling offsets and reference points."""
-    weight_decay: float = 1e-4
-    """On every parameter, norms and biases too, as the authors do."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's two moments."""
-    clip_norm: float = 0.1
-    """Gradients are scaled down to this total norm; 0 leaves them alone."""
-    schedule: Literal["step", "cosine"] = "step"
-    """`step` drops the rate every `drop_epoch` epochs, as the authors' StepLR; `cosine` lets it fall to `final_factor`
-    over the run."""
-    drop_epoch: int = 40
-    """Epochs before each drop of the step schedule: one drop in the paper's 50 epochs."""
-    drop_factor: float = 0.1
-    """The rate is multiplied by this at each drop."""
-    final_factor: float = 0.01
-    """Share of the rate that is left at the end of the cosine schedule."""
-    warmup_steps: int = 0
-    """Steps over which the rate rises linearly from 0; the paper has none."""
-    scale_with_batch: bool = True
-    """Multiply all rates by sqrt(global batch / 16), as the authors do."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "backbone_lr"):
-            value = getattr(self, name)
-            require(0 < value < math.inf, f"optimizer.{name}: {value}; give a finite number above 0")
-        for name in ("weight_decay", "clip_norm", "warmup_steps", "offsets_factor", "final_factor"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"optimizer.{name}: {value}; give a finite number of at least 0")
-        for value in self.betas:
-            require(0 <= value < 1, f"optimizer.betas: {self.betas}; give two numbers in [0, 1)")
-        require(
-            self.schedule in ("step", "cosine"),
-            f"optimizer.schedule: {self.schedule!r} is not known; choose step or cosine",
-        )
-        require(self.drop_epoch >= 1, f"optimizer.drop_epoch: {self.drop_epoch}; give at least 1")
-        require(0 < self.drop_factor <= 1, f"optimizer.drop_factor: {self.drop_factor}; give a number in (0, 1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +44,11 @@ class TrainingConfig:
     """Evaluate and save a moving average of the weights with this decay a step; 0 is off."""
     evaluate_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    early_stop_epochs: int | None = None
+    """End the run once the validation AP has not been above its best for so many epochs; unset is off."""
+    activation_checkpointing: tuple[Literal["backbone", "encoder", "decoder"], ...] = ()
+    """Parts whose layers keep only what goes in and compute the rest again for the gradient: less memory for about a
+    third more time in these parts, and the same gradients."""
     explain_images: int = 2
     """Validation images of which MLflow gets a picture (detections, saliency, kept tokens, decoder attention) after
     some ten of the evaluations, always the same images; 0 is off."""
@@ -188,6 +98,15 @@ class TrainingConfig:
             self.checkpoint_steps is None or self.checkpoint_steps >= 1,
             f"training.checkpoint_steps: {self.checkpoint_steps}; give at least 1, or leave it out",
         )
+        require(
+            self.early_stop_epochs is None or self.early_stop_epochs >= 1,
+            f"training.early_stop_epochs: {self.early_stop_epochs}; give at least 1, or leave it out",
+        )
+        for part in self.activation_checkpointing:
+            require(
+                part in ("backbone", "encoder", "decoder"),
+                f"training.activation_checkpointing: {part!r} is not known; choose of backbone, encoder and decoder",
+            )
         require(self.max_failures >= 0, f"training.max_failures: {self.max_failures}; give 0 or more")
         require(self.explain_images >= 0, f"training.explain_images: {self.explain_images}; give 0 or more")
         require(self.seed >= 0, f"training.seed: {self.seed}; give 0 or more")

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pipelines.recipes.config import DataConfig, OptimizerConfig, RunConfig, TrainingConfig
+from pipelines.recipes.config import RunConfig, TrainingConfig
+from pipelines.recipes.data import DataConfig
+from pipelines.recipes.optimizer import OptimizerConfig
 from sparse_detr.data.transforms import AugmentConfig
 from sparse_detr.losses.config import LossConfig
 from sparse_detr.model.config import BackboneConfig, ModelConfig

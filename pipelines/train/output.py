@@ -1,10 +1,11 @@
 """Output folder of a training: the claim of it, and its records.
 
-run.json        config and MLflow run, written first
-checkpoints/    the best checkpoints and the last
-model/          the best model, for `SparseDetr.from_pretrained`
-events.json     restarts and numbers of workers so far
-result.json     history, timing and events, written last
+run.json            config and MLflow run, written first
+checkpoints/        the best checkpoints and the last
+broken_images.json  training images that could not be used, where they are skipped and there are any
+model/              the best model, for `SparseDetr.from_pretrained`
+events.json         restarts and numbers of workers so far
+result.json         history, timing and events, written last
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.recipes.config import RunConfig, TrainingConfig
+from pipelines.recipes.data import DataConfig
+from pipelines.recipes.optimizer import OptimizerConfig
 from pipelines.recipes.override import field_values
 from pipelines.recipes.paths import inputs
 from pipelines.train.engine.checkpoint import MODEL_FOLDER
@@ -24,6 +27,7 @@ from pipelines.train.engine.checkpoint_store import CheckpointStore, Position, a
 from pipelines.train.record import EVENTS_FILE
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.errors import CheckpointError, require
+from sparse_detr.records import BrokenImage
 from sparse_detr.redaction import values_without_secrets
 from sparse_detr.storage.location import Location
 from sparse_detr.storage.output import Claim, claim_folder, require_apart
@@ -32,9 +36,9 @@ RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
+BROKEN_IMAGES = "broken_images.json"
 
-
-RESULTS = (RESULT_FILE, EVENTS_FILE, RUN_FILE, CHECKPOINTS, MODEL)
+RESULTS = (RESULT_FILE, EVENTS_FILE, RUN_FILE, CHECKPOINTS, MODEL, BROKEN_IMAGES)
 """Everything that a training leaves, in the order in which it is deleted: first what says that it is complete."""
 
 MAY_CHANGE = frozenset(
@@ -48,7 +52,11 @@ MAY_CHANGE = frozenset(
         "model_alias",
         "data.loader_workers",
         "data.cache",
+        "data.broken_images",
+        "data.broken_share",
         "training.epochs",
+        "training.early_stop_epochs",
+        "training.activation_checkpointing",
         "training.workers",
         "training.cpus_per_worker",
         "training.use_gpu",
@@ -67,16 +75,9 @@ MAY_CHANGE = frozenset(
 field, one that is added later too, must be as it was: it decides what is learned, or which epoch counts as the best."""
 
 
-_SINCE_0_1 = (
-    "micro_batch",
-    "checkpoint_minutes",
-    "checkpoint_steps",
-    "checkpoint_patience_minutes",
-    "min_workers",
-    "hang_minutes",
-    "stop_seconds",
-)
-"""Fields of `training` that the record of a run of version 0.1 lacks; it ran as their defaults say."""
+_MAY_GROW = {"data": DataConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}
+"""Parts of a run's config that an earlier version recorded with fewer fields. By default a field that one of them gets
+does what was done before it, so its default is what the earlier run did. Model and losses are recorded whole."""
 
 
 def claim_output(output: Location, config: RunConfig) -> Claim:
@@ -152,9 +153,9 @@ def _read_run(file: Location) -> tuple[RunConfig, str | None]:
     try:
         record = json.loads(content)
         run_id = record["run_id"]
-        training, defaults = record["config"]["training"], to_dict(TrainingConfig())
-        record["config"]["training"] = {name: defaults[name] for name in _SINCE_0_1} | training
-        return from_dict(RunConfig, record["config"]), str(run_id) if run_id else None
+        config = record["config"]
+        config |= {name: to_dict(kind()) | config[name] for name, kind in _MAY_GROW.items()}
+        return from_dict(RunConfig, config), str(run_id) if run_id else None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file.uri}: not what a training writes ({type(error).__name__}: {error}), so this run cannot be resumed; "
@@ -175,6 +176,19 @@ def begin_run(output: Location, config: RunConfig, run_id: str | None) -> None:
 def write_result(output: Location, record: Mapping[str, Any]) -> None:
     """Write what the run found; its presence says that the run is complete."""
     output.child(RESULT_FILE).write_bytes(json.dumps(record, indent=1).encode())
+
+
+def write_broken_images(output: Location, images: Sequence[BrokenImage]) -> None:
+    """List training images that could not be used, each with the reason; an earlier list is replaced."""
+    content = json.dumps([to_dict(image) for image in images], indent=1, ensure_ascii=False)
+    output.child(BROKEN_IMAGES).write_bytes(content.encode())
+
+
+def read_broken_images(output: Location) -> list[dict[str, str]]:
+    """That list; empty where there is none."""
+    file = output.child(BROKEN_IMAGES)
+    found: list[dict[str, str]] = json.loads(file.read_bytes()) if file.exists() else []
+    return found
 
 
 def best_checkpoint(checkpoints: CheckpointStore, history: Sequence[Mapping[str, float]]) -> str:

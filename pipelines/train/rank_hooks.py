@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,11 +12,10 @@ import ray
 from pipelines.tracking.tracker import Tracker
 from pipelines.train.engine.checkpoint import Snapshot
 from pipelines.train.engine.checkpointer import Checkpointer
-from pipelines.train.engine.hooks import NoHooks, Requests, Trained
+from pipelines.train.engine.hooks import NoHooks, Requests, Trained, TrainHooks
 from pipelines.train.engine.news import Fact, StepDone
 from pipelines.train.engine.progress import StepProgress
 from pipelines.train.engine.pulse import PULSE
-from pipelines.train.pictures import TrainingPictures
 
 POST_SECONDS = 0.5
 """Least time between two posts to the driver: each makes the device wait once, and the bar needs no more."""
@@ -50,11 +49,14 @@ class RankHooks(NoHooks):
 class FirstRankHooks(RankHooks):
     """Tells the driver and MLflow how far the loop is, and lets its checkpoints be written."""
 
-    def __init__(self, box: Any, tracker: Tracker, pictures: TrainingPictures, checkpoints: Checkpointer) -> None:
+    def __init__(
+        self, box: Any, tracker: Tracker, checkpoints: Checkpointer, reports: Sequence[TrainHooks] = ()
+    ) -> None:
+        """Take the box of the driver, the run, the writer of checkpoints, and who else reports after an epoch."""
         self._box = box
         self._tracker = tracker
-        self._pictures = pictures
         self._checkpoints = checkpoints
+        self._reports = reports
         self._posted = self._drawn = 0.0
 
     def requests(self, step: int) -> Requests:
@@ -86,7 +88,8 @@ class FirstRankHooks(RankHooks):
         tell(self._box, StepDone(step=progress.step))
         self._tracker.metrics(progress.metrics, progress.epoch)
         self._take(loop.snapshot())
-        self._pictures.epoch_done(loop, progress)
+        for report in self._reports:
+            report.epoch_done(loop, progress)
         PULSE.beat("training")
 
     def _take(self, snapshot: Snapshot) -> None:

@@ -18,7 +18,14 @@ from pipelines.tracking.tracker import Registration, Tracker
 from pipelines.tracking.training_run import open_tracker
 from pipelines.train.curves import record_curves
 from pipelines.train.engine.progress import Listeners, OnNotice, OnProgress
-from pipelines.train.output import begin_run, claim_output, continued_run, publish_model, write_result
+from pipelines.train.output import (
+    begin_run,
+    claim_output,
+    continued_run,
+    publish_model,
+    read_broken_images,
+    write_result,
+)
 from pipelines.train.preflight import CheckedData, OnStart, RunStart, preflight
 from pipelines.train.record import EVENTS_FILE, Fitted
 from sparse_detr.storage.location import Location
@@ -111,7 +118,7 @@ def train(
         tracker.metrics({"seconds": seconds, "mean_images_per_second": speed} | restarts, len(history))
     summary = {"history": history, "seconds": seconds, "images_per_second": speed, "model": model.uri,
                "registered_model": registered}  # fmt: skip
-    write_result(output, summary | {"record": fitted.record})
+    write_result(output, summary | {"broken_images": read_broken_images(output), "record": fitted.record})
     return TrainResult(
         checkpoint=model.uri,
         history=tuple(history),

@@ -17,6 +17,7 @@ from pipelines.recipes.config import RunConfig
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.system_metrics import system_metrics
 from pipelines.tracking.tracker import NullTracker, Tracker
+from pipelines.train.broken_report import BrokenReport
 from pipelines.train.engine.build import build_loop
 from pipelines.train.engine.checkpoint_store import CheckpointStore
 from pipelines.train.engine.checkpointer import Checkpointer
@@ -100,7 +101,8 @@ def train_worker(settings: dict[str, Any]) -> WorkerResult:
 
 
 def _first_hooks(task: WorkerTask, config: RunConfig, checkpointer: Checkpointer, tracker: Tracker) -> FirstRankHooks:
-    return FirstRankHooks(task.box, tracker, TrainingPictures(config, tracker), checkpointer)
+    reports = (BrokenReport(locate(config.output), tracker), TrainingPictures(config, tracker))
+    return FirstRankHooks(task.box, tracker, checkpointer, reports)
 
 
 def _restore(loop: TrainLoop, store: CheckpointStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,8 @@ from sparse_detr.data.coco_index import CocoImage, CocoIndex
 from sparse_detr.data.decode import decode_image
 from sparse_detr.data.sampler import Draw
 from sparse_detr.data.transforms import Transform
-from sparse_detr.errors import AnnotationError
-from sparse_detr.records import Batch, Example, ImageBatch
+from sparse_detr.errors import AnnotationError, ImageError
+from sparse_detr.records import Batch, BrokenImage, Example, ImageBatch
 from sparse_detr.storage.location import locate
 
 Cache = Literal["none", "bytes", "pixels"]
@@ -34,6 +35,7 @@ class DetectionDataset(Dataset[Example]):
         *,
         cache: Cache = "bytes",
         cache_limit: int = 2 << 30,
+        stand_ins: int = 0,
     ) -> None:
         """Nothing is read yet.
 
@@ -43,6 +45,7 @@ class DetectionDataset(Dataset[Example]):
             transform: from decoded pixels to what the network takes.
             cache: what stays in memory after the first read: nothing, files, or, for small ones, decoded images.
             cache_limit: bytes that the cache of one process may take; what is beyond is read every time.
+            stand_ins: where an image is broken, one of so many that follow it in the index may stand in.
 
         Raises:
             AnnotationError: the index has no images.
@@ -55,6 +58,7 @@ class DetectionDataset(Dataset[Example]):
         self._folder = locate(images_uri)
         self._cache = cache
         self._cache_limit = cache_limit
+        self._stand_ins = min(stand_ins, len(index) - 1)
         self._clear()
 
     def __len__(self) -> int:
@@ -63,12 +67,29 @@ class DetectionDataset(Dataset[Example]):
     def __getitem__(self, item: int | Draw) -> Example:
         """One example, by its number; of a `Draw` augmented as that says, whichever process does it, and when.
 
+        Which image stands in for a broken one follows from the index and the files alone: the next that is sound, with
+        the augmentation that the broken one would have had. The number of ranks and of processes has no say in it.
+
         Raises:
-            ImageError: the image is broken; the message names the file.
-            AnnotationError: the image has another size than its annotations say.
+            ImageError: the image is broken, and so are its stand-ins; the message names the file.
+            AnnotationError: likewise, where it has another size than its annotations say.
             StorageError: the image cannot be read.
         """
-        number, rng = (item.item, item.generator()) if isinstance(item, Draw) else (item, None)
+        first = item.item if isinstance(item, Draw) else item
+        broken: list[BrokenImage] = []
+        for place in range(first, first + 1 + self._stand_ins):
+            number = place % len(self)
+            try:
+                example = self._example(number, item.generator() if isinstance(item, Draw) else None)
+            except (ImageError, AnnotationError) as error:
+                if self._stand_ins == 0:
+                    raise
+                broken.append(self._explained(number, error))
+            else:
+                return replace(example, instead_of=tuple(broken)) if broken else example
+        raise ImageError(f"{broken[0].file}: {broken[0].reason}; and {len(broken) - 1} images behind it are broken too")
+
+    def _example(self, number: int, rng: np.random.Generator | None) -> Example:
         image = self.index.images[number]
         wanted = ~image.crowd
         pixels, targets = self.transform(self.pixels(number), image.boxes[wanted], image.labels[wanted], rng)
@@ -108,6 +129,10 @@ class DetectionDataset(Dataset[Example]):
             self._bytes[item] = data
         return data
 
+    def _explained(self, number: int, error: Exception) -> BrokenImage:
+        file = self._folder.child(self.index.images[number].file_name).uri
+        return BrokenImage(file=file, reason=str(error).removeprefix(f"{file}: "))
+
     def _room(self, size: int) -> bool:
         fits = self._held + size <= self._cache_limit
         self._held += size if fits else 0
@@ -128,4 +153,5 @@ def collate(examples: Sequence[Example]) -> Batch:
         targets=tuple(example.targets for example in examples),
         image_ids=tuple(example.image_id for example in examples),
         original_sizes=tuple(example.original_size for example in examples),
+        broken=tuple(image for example in examples for image in example.instead_of),
     )

@@ -280,7 +280,7 @@ def _probe(location: Location, writable: bool) -> None:
             trial.write_bytes(b"sparse-detr")
             trial.delete_file()
         except StorageError as error:
-            raise StorageError(f"{location.uri}: cannot be written to; {error}") from None
+            raise type(error)(f"{location.uri}: cannot be written to; {error}") from None
         if not location.is_local:
             _remove_empty(absent)
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.recipes.config import OptimizerConfig, RunConfig, TrainingConfig
+from pipelines.recipes.config import RunConfig, TrainingConfig
+from pipelines.recipes.optimizer import OptimizerConfig
 from pipelines.train.engine.batches import RunData
 from pipelines.train.engine.loop import TrainLoop
 from sparse_detr import ImageBatch, SparseDetr, Targets

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
-from pipelines.recipes.config import DataConfig, RunConfig
+from pipelines.recipes.config import RunConfig
+from pipelines.recipes.data import DataConfig
+from pipelines.train.engine.broken_images import BrokenLimit
 from pipelines.train.engine.validation import ValidationImages
 from sparse_detr.data.coco import CocoIndex, read_coco
 from sparse_detr.data.dataset import DetectionDataset, collate
@@ -20,6 +22,9 @@ from sparse_detr.records import Batch, Classes
 from sparse_detr.storage.location import locate
 
 LOCATIONS = ("train_annotations", "train_images", "val_annotations", "val_images")
+
+NEIGHBOURS = 100
+"""Broken images one behind the other that no run gets past, however many it allows."""
 
 
 class TrainBatches(Protocol):
@@ -42,6 +47,8 @@ class RunData:
     train: TrainBatches
     val: ValidationImages
     classes: Classes
+    broken: BrokenLimit = field(default_factory=BrokenLimit)
+    """Training images that may be broken."""
 
 
 class _Loader:
@@ -94,8 +101,21 @@ def _first_images(index: CocoIndex, limit: int) -> CocoIndex:
 def load_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> RunData:
     """The micro-batches of one rank, and the validation images."""
     train, val = read_annotations(config.data)
+    return data_of(config, train, val, rank=rank, world_size=world_size)
+
+
+def data_of(config: RunConfig, train: CocoIndex, val: CocoIndex, *, rank: int = 0, world_size: int = 1) -> RunData:
+    """The same of annotations that were read before."""
     data, training = config.data, config.training
-    train_set = DetectionDataset(train, data.train_images, TrainTransform(config=data.augment), cache=data.cache)
+    limit = BrokenLimit.of(data, len(train.images))
+    train_set = DetectionDataset(
+        train,
+        data.train_images,
+        TrainTransform(config=data.augment),
+        cache=data.cache,
+        # More than may be broken, so that it is the loop that ends the run: on all ranks, at the same step.
+        stand_ins=limit.images + NEIGHBOURS,
+    )
     sampler = MicroBatchSampler(
         len(train_set),
         global_batch=training.global_batch,
@@ -109,4 +129,5 @@ def load_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> RunDa
         train=_Loader(loader, sampler),
         val=ValidationImages(index=val, root=locate(data.val_images), size=data.image_size),
         classes=train.classes,
+        broken=limit,
     )

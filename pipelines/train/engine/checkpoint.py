@@ -28,6 +28,7 @@ from torch import Tensor
 from pipelines.train.engine.loss_meter import SeenLosses
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import CheckpointError
+from sparse_detr.records import BrokenImage
 from sparse_detr.storage.location import locate
 from sparse_detr.weights.model_folder import CONFIG, MANIFEST, WEIGHTS, save_model
 
@@ -61,9 +62,12 @@ class TrainingState:
     """Losses of these steps."""
     train_seconds: float = 0.0
     """Time that they took."""
+    broken: Sequence[BrokenImage] = ()
+    """Training images that could not be used so far."""
 
 
-_SINCE_FORMAT_2 = {"epoch_step", "seen", "train_seconds"}
+_MAY_LACK = {"epoch_step", "seen", "train_seconds", "broken"}
+"""What format 1 did not know, and format 2 not from its beginning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +143,7 @@ def _dump(state: TrainingState) -> bytes:
     content["history"] = [{name: float(value) for name, value in metrics.items()} for metrics in state.history]
     content["optimizer"] = dict(state.optimizer)
     content["weights"] = None if state.weights is None else dict(state.weights)
+    content["broken"] = [[image.file, image.reason] for image in state.broken]
     if state.seen is not None:
         content["seen"] = {"names": list(state.seen.names), "sums": state.seen.sums}
     buffer = io.BytesIO()
@@ -159,12 +164,13 @@ def _parse(data: bytes, path: Path) -> TrainingState:
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{path}: not a file of torch.save ({error}); {_REMEDY}") from error
     names = {each.name for each in fields(TrainingState)}
-    if not isinstance(content, dict) or not names - _SINCE_FORMAT_2 <= set(content) <= names:
+    if not isinstance(content, dict) or not names - _MAY_LACK <= set(content) <= names:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: holds {found}, wanted {sorted(names)}; {_REMEDY}")
     seen = content.get("seen")
     if seen is not None:
         content["seen"] = SeenLosses(names=tuple(seen["names"]), sums=seen["sums"])
+    content["broken"] = [BrokenImage(file=file, reason=reason) for file, reason in content.get("broken", ())]
     return TrainingState(**content)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.recipes.config import OptimizerConfig
+from pipelines.recipes.optimizer import OptimizerConfig
 from sparse_detr.errors import NotFiniteError
 from sparse_detr.losses.criterion import LossReport
 

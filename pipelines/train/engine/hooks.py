@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipelines.train.engine.batches import RunData
+from pipelines.train.engine.broken_images import BrokenImages
 from pipelines.train.engine.checkpoint import Snapshot
 from pipelines.train.engine.progress import StepProgress
 from sparse_detr.detector import SparseDetr
@@ -18,6 +19,9 @@ class Trained(Protocol):
 
     @property
     def data(self) -> RunData: ...
+
+    @property
+    def broken(self) -> BrokenImages: ...
 
     @property
     def eval_model(self) -> SparseDetr: ...

@@ -8,6 +8,7 @@ import torch
 
 from pipelines.recipes.config import RunConfig
 from pipelines.tracking.model_uri import model_folder
+from pipelines.train.engine.freeze import freeze
 from pipelines.train.engine.seeding import seed_weights
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError
@@ -22,7 +23,7 @@ def initial_model(config: RunConfig, classes: Classes) -> tuple[SparseDetr, Load
 
     Raises:
         CheckpointError: `init_model` or `init_backbone` cannot be read as what it claims to be.
-        ConfigError: `init_model` has weights of other shapes, or other classes.
+        ConfigError: `init_model` has weights of other shapes, or other classes; `optimizer.freeze` names no part.
     """
     seed_weights(config.training.seed)
     model = SparseDetr(config.model)
@@ -54,6 +55,7 @@ def _start(model: SparseDetr, config: RunConfig, classes: Classes, read: Callabl
         report = _load_weights(
             model, read(model_folder(training.init_model, config.tracking_uri)), training.init_model, classes
         )
+    freeze(model, config.optimizer.freeze)
     return report
 
 

@@ -16,6 +16,7 @@ import torch
 
 from pipelines.recipes.config import RunConfig
 from pipelines.train.engine.batches import RunData
+from pipelines.train.engine.broken_images import BrokenImages
 from pipelines.train.engine.checkpoint import Snapshot, TrainingState, load_checkpoint, on_host, save_checkpoint
 from pipelines.train.engine.hooks import NoHooks, Requests, TrainHooks
 from pipelines.train.engine.loss_meter import LossMeter, SeenLosses
@@ -64,6 +65,8 @@ class TrainLoop:
         self.stopped = False
         """Whether the run ended early because a rank asked for it."""
         self._asked = Requests()
+        self.broken = BrokenImages(data.broken)
+        """Training images that could not be used, and for which others stood in."""
         self._meter, self._seconds = LossMeter(self.device), 0.0
         self._pace = Pace(config.training.global_batch, self.device)
 
@@ -77,8 +80,9 @@ class TrainLoop:
 
         Raises:
             NotFiniteError: the loss or a gradient became NaN or infinite, with the step and the terms.
+            ImageError, ErrorBudgetError: a training image is broken, or more of them than are allowed.
         """
-        while self.epoch < self.config.training.epochs:
+        while self.epoch < self._epochs:
             metrics = self.train_epoch()
             if self.stopped:
                 break
@@ -112,7 +116,7 @@ class TrainLoop:
         position = {"epoch": self.epoch + 1.0, "step": float(self.step), "lr": self.learning_rate}
         speed = {"images_per_second": images / seconds, "train_seconds": seconds,
                  "data_wait": self._pace.waited / seconds}  # fmt: skip
-        return position | self._meter.means(self.ranks) | speed
+        return position | self._meter.means(self.ranks) | speed | self.broken.metrics
 
     def train_step(self, micro_batches: Sequence[Batch]) -> LossReport:
         """One update of the weights, from this rank's micro-batches of a step; returns the mean of their losses."""
@@ -126,10 +130,13 @@ class TrainLoop:
         return report
 
     def _agree(self, micro_batches: Sequence[Batch]) -> float:
-        """Objects of the whole step; and what any rank asks for, so that all do the same after it."""
+        """Objects of the whole step; and what any rank asks for or has found, so that all do the same."""
         asked = self.hooks.requests(self.step)
         boxes = sum(count_boxes(batch.targets) for batch in micro_batches)
-        total, checkpoint, stop = self.ranks.sum([boxes, asked.checkpoint, asked.stop])
+        broken = self.broken.new(micro_batches)
+        total, checkpoint, stop, found = self.ranks.sum([boxes, asked.checkpoint, asked.stop, len(broken)])
+        if found:
+            self.broken.share(broken, self.ranks)
         self._asked = Requests(checkpoint=checkpoint > 0, stop=stop > 0)
         return total
 
@@ -155,6 +162,7 @@ class TrainLoop:
             history=tuple(self.history),
             seen=seen,
             train_seconds=self._seconds,
+            broken=self.broken.found,
         )
         return Snapshot.of(self.eval_model, state)
 
@@ -181,6 +189,7 @@ class TrainLoop:
         self.epoch, self.epoch_step, self.step = state.epoch, state.epoch_step, state.step
         self.history = [dict(metrics) for metrics in state.history]
         self._meter, self._seconds = LossMeter(self.device), state.train_seconds
+        self.broken = BrokenImages(self.data.broken, state.broken)
         if state.seen is not None:
             self._meter.restore(state.seen, self.ranks)
 
@@ -189,16 +198,27 @@ class TrainLoop:
         """The rate of the largest group in the step just done."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
+    @property
+    def _epochs(self) -> int:
+        """Epochs of the whole run: those that are done where the AP has not been above its best for long enough."""
+        training, aps = self.config.training, [metrics.get("ap", -1.0) for metrics in self.history]
+        waits = training.early_stop_epochs is not None and bool(aps) and aps[-1] >= 0
+        if waits and len(aps) - 1 - aps.index(max(aps)) >= (training.early_stop_epochs or 0):
+            return self.epoch
+        return training.epochs
+
     def _evaluation_is_due(self) -> bool:
         training = self.config.training
         return self.epoch % training.evaluate_every == 0 or self.epoch == training.epochs
 
     def _step_progress(self, report: LossReport) -> StepProgress:
         losses = {"loss": report.total} | {name: report.terms[name] for name in SHOWN_TERMS if name in report.terms}
-        numbers = {name: float(value) for name, value in losses.items()}
+        # One transfer: each would wait for the device.
+        values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
+        numbers = dict(zip(losses, values, strict=True))
         return self._progress(numbers | {"lr": self.learning_rate} | self._pace.numbers())
 
     def _progress(self, metrics: Metrics) -> StepProgress:
-        epochs = self.config.training.epochs
+        epochs = self._epochs
         steps = epochs * len(self.data.train)
         return StepProgress(epoch=self.epoch, epochs=epochs, step=self.step, steps=steps, metrics=metrics)

@@ -11,7 +11,7 @@ import math
 from torch import nn
 from torch.optim import AdamW
 
-from pipelines.recipes.config import OptimizerConfig
+from pipelines.recipes.optimizer import OptimizerConfig
 
 OFFSET_NAMES = ("sampling_offsets", "reference_points")
 """Parameters whose names hold one of these learn at `lr * offsets_factor`, as in Deformable DETR."""
@@ -45,6 +45,6 @@ def _group_of(name: str) -> str:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, global_batch: int) -> AdamW:
-    """AdamW over `parameter_groups`; fused, which on a CPU saves a loop over hundreds of small tensors."""
+    """AdamW over `parameter_groups`; fused, it saves a loop over hundreds of small tensors, on a CPU too."""
     groups = parameter_groups(model, config, global_batch)
-    return AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    return AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=config.fused)

@@ -6,7 +6,7 @@ import math
 
 from torch.optim import Optimizer
 
-from pipelines.recipes.config import OptimizerConfig
+from pipelines.recipes.optimizer import OptimizerConfig
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, steps_per_epoch: int, epochs: int) -> float:

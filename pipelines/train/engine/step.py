@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.recipes.config import RunConfig
+from pipelines.train.engine.activation_checkpointing import checkpoint_activations
 from pipelines.train.engine.ema import WeightAverage
 from pipelines.train.engine.finite import FiniteCheck, broken
 from pipelines.train.engine.optimizer import build_optimizer
@@ -45,6 +46,8 @@ class TrainStep:
         self.check = FiniteCheck(config.optimizer, late=device.type != "cpu")
         decay = config.training.ema_decay
         self.average = WeightAverage(model, decay) if decay > 0 else None
+        # After the average was copied: it is only evaluated, and its layers would call those of the model.
+        checkpoint_activations(model, config.training.activation_checkpointing)
         self._numbers = share_of(config.training.micro_batches, ranks.rank, ranks.world_size)
         self._settled = ranks.world_size < 3
         self._step, self._position = 0, ""
@@ -78,12 +81,19 @@ class TrainStep:
         self.check.settle()
         norm = self._clip()
         self.check.note(self._position, norm, report)
-        # The fused step leaves weights and moments as they are where this is 1, as GradScaler tells it to.
-        self.optimizer.found_inf = broken(norm)  # type: ignore[attr-defined]
-        self.optimizer.step()
+        self._apply(broken(norm))
         if self.average is not None:
             self.average.update(self.model)
         return report, reports
+
+    def _apply(self, found: Tensor) -> None:
+        """Update the weights, unless `found` is 1."""
+        if self._config.optimizer.fused:
+            # The fused step leaves weights and moments as they are where this is 1, as GradScaler tells it to.
+            self.optimizer.found_inf = found  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not found:
+            self.optimizer.step()
 
     def accumulate(self, number: int, batch: Batch, boxes: float) -> LossReport:
         """Add the gradient of one micro-batch; with the rank's last one, DDP adds those of the other ranks."""

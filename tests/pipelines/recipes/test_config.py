@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.recipes.config import DataConfig, OptimizerConfig, RunConfig, TrainingConfig
+from pipelines.recipes.config import RunConfig, TrainingConfig
+from pipelines.recipes.data import DataConfig
+from pipelines.recipes.optimizer import OptimizerConfig
 from pipelines.recipes.override import field_values, override
 from pipelines.recipes.registry import get_recipe
 from sparse_detr.config_dict import from_dict, to_dict

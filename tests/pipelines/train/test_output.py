@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import field_values, override
+from pipelines.recipes.registry import get_recipe
 from pipelines.train.engine.checkpoint_store import CheckpointStore
 from pipelines.train.output import (
     MAY_CHANGE,
@@ -132,16 +133,31 @@ def test_a_run_keeps_its_micro_batches_when_its_workers_change(config: RunConfig
         size_of_micro_batches(override(config, {"training.workers": 8}))
 
 
-def test_a_run_of_version_0_1_goes_on(config: RunConfig) -> None:
-    leave_results(override(config, {"training.workers": 2}))
+RECORD_0_1 = Path(__file__).parents[2] / "fixtures" / "version_0_1" / "run.json"
+
+
+def test_a_run_of_version_0_1_goes_on(tmp_path: Path) -> None:
+    """Whatever fields its config lacks: by default each does what that version did."""
+    output = locate(tmp_path / "run")
+    output.child("run.json").write_bytes(RECORD_0_1.read_bytes())
+    output.child("checkpoints", "epoch_0001", "checkpoint.json").write_bytes(b"x")
+    config = override(get_recipe("tiny"), {"output": output.uri, "training.workers": 1})
+
+    assert size_of_micro_batches(config) == 4
+    assert resumed(config) == "abc"
+    with pytest.raises(ConfigError, match=r"training\.seed: 42, now 7"):
+        resumed(override(config, {"training.seed": 7}))
+
+
+def test_a_record_without_a_field_of_the_model_is_refused(config: RunConfig) -> None:
+    leave_results(config)
     file = locate(config.output).child("run.json")
     record = json.loads(file.read_bytes())
-    for name in ("micro_batch", "checkpoint_minutes", "checkpoint_steps", "checkpoint_patience_minutes"):
-        del record["config"]["training"][name]
+    del record["config"]["model"]["keep_ratio"]
     file.write_bytes(json.dumps(record).encode())
 
-    assert size_of_micro_batches(config) == 8
-    assert resumed(config) == "abc"
+    with pytest.raises(CheckpointError, match=r"model\.keep_ratio: missing"):
+        resumed(config)
 
 
 CHANGES: dict[str, object] = {
@@ -149,6 +165,7 @@ CHANGES: dict[str, object] = {
     "model.attention": "full", "data.cache": "pixels", "data.augment.max_side": 2000, "data.max_side": 2000,
     "data.augment.crop_max": 700, "optimizer.schedule": "cosine", "optimizer.betas": [0.5, 0.9],
     "training.precision": "bfloat16", "training.global_batch": 32, "training.workers": 2, "existing": "resume",
+    "data.broken_images": "skip", "optimizer.freeze": ["backbone"], "training.activation_checkpointing": ["decoder"],
 }  # fmt: skip
 """Values for fields that a plain change of their default would make invalid."""
 

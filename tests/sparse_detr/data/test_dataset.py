@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from sparse_detr.data.coco import index_coco, read_coco
 from sparse_detr.data.coco_index import CocoIndex
 from sparse_detr.data.dataset import DetectionDataset, collate
-from sparse_detr.data.sampler import MicroBatchSampler
+from sparse_detr.data.sampler import Draw, MicroBatchSampler
 from sparse_detr.data.shapes import ShapesConfig, write_shapes
 from sparse_detr.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from sparse_detr.errors import AnnotationError, ImageError, StorageError
@@ -193,3 +194,23 @@ def test_real_images(shared: Path) -> None:
         scale = min(64 / min(example.original_size), 107 / max(example.original_size))
         sides = np.array(example.pixels.shape[1:])
         np.testing.assert_allclose(sides, np.array(example.original_size) * scale, atol=2)
+
+
+def test_the_next_sound_image_stands_in_with_the_augmentation_of_the_broken_one(folder: Path) -> None:
+    index = index_of(*SIZES)
+    files = [folder / image.file_name for image in index.images]
+    whole = files[2].read_bytes()
+    files[2].write_bytes(whole[: len(whole) // 2])
+    files[1].write_bytes(b"no image")
+    draw = Draw(item=1, seed=(3, 0, 5))
+    transform = TrainTransform(config=AugmentConfig(short_sides=(20, 24, 28, 32), max_side=64, crop=0.0))
+    example = DetectionDataset(index, folder, transform, stand_ins=2)[draw]
+
+    sound = DetectionDataset(index, folder, transform)[Draw(item=0, seed=draw.seed)]
+    assert_same(replace(example, instead_of=()), sound)
+    assert [image.file for image in example.instead_of] == [str(file) for file in files[1:]]
+    assert example.instead_of[0].reason.startswith("not an image that can be read")
+    assert collate([sound, example]).broken == example.instead_of
+    for stand_ins, message in ((0, f"{files[1]}: not an image"), (1, "and 1 images behind it are broken too")):
+        with pytest.raises(ImageError, match=message):
+            DetectionDataset(index, folder, transform, stand_ins=stand_ins)[draw]

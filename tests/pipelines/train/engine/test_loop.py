@@ -200,10 +200,10 @@ def test_update_and_hook_wait_for_nothing_unless_asked(quick_run: RunConfig, lat
     with _Waits() as waits:
         for _ in range(3):
             report = loop.train_step(batch)
-            loop.hooks.step_done(functools.partial(loop._step_progress, report.total.detach()))
+            loop.hooks.step_done(functools.partial(loop._step_progress, report))
     assert waits.count == 0
     with _Waits() as waits:
-        loop._step_progress(report.total.detach())
+        loop._step_progress(report)
     assert waits.count == 1
 
 

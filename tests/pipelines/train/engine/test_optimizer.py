@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.recipes.config import OptimizerConfig
+from pipelines.recipes.optimizer import OptimizerConfig
 from pipelines.train.engine.optimizer import build_optimizer, parameter_groups
 from pipelines.train.engine.schedule import learning_rate_factor, set_learning_rates
 from sparse_detr.detector import SparseDetr

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.recipes.config import OptimizerConfig, RunConfig, TrainingConfig
+from pipelines.recipes.config import RunConfig, TrainingConfig
+from pipelines.recipes.optimizer import OptimizerConfig
 from pipelines.train.engine.checkpoint import load_checkpoint
 from pipelines.train.engine.loop import TrainLoop
 from sparse_detr.detector import SparseDetr
