@@ -80,6 +80,10 @@ _MAY_GROW = {"data": DataConfig, "optimizer": OptimizerConfig, "training": Train
 does what was done before it, so its default is what the earlier run did. Model and losses are recorded whole."""
 
 
+_NEW = ("registered_model", "model_alias")
+"""Fields of the run itself that an earlier version lacks: likewise."""
+
+
 def claim_output(output: Location, config: RunConfig) -> Claim:
     """Look whether this run may write to `output`; changes nothing.
 
@@ -153,7 +157,7 @@ def _read_run(file: Location) -> tuple[RunConfig, str | None]:
     try:
         record = json.loads(content)
         run_id = record["run_id"]
-        config = record["config"]
+        config = {**{name: value for name, value in to_dict(RunConfig()).items() if name in _NEW}, **record["config"]}
         config |= {name: to_dict(kind()) | config[name] for name, kind in _MAY_GROW.items()}
         return from_dict(RunConfig, config), str(run_id) if run_id else None
     except (ValueError, KeyError, TypeError) as error:

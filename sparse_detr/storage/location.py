@@ -262,23 +262,24 @@ def check_access(location: Location, *, writable: bool = False) -> None:
         StorageError: no such bucket, credentials refused, nothing answers; never with a secret in it.
     """
     quick = location if location.is_local else replace(location, filesystem=s3_filesystem(patient=False))
-    answered(ACCESS_DEADLINE, lambda: patiently(_probe, quick, writable, seconds=_BUSY_SECONDS), location.uri)
+    trial = f".access-{secrets.token_hex(8)}" if writable else None
+    answered(ACCESS_DEADLINE, lambda: patiently(_probe, quick, trial, seconds=_BUSY_SECONDS), location.uri)
 
 
-def _probe(location: Location, writable: bool) -> None:
+def _probe(location: Location, trial: str | None) -> None:
+    """See `check_access`; `trial` names the small object, None writes none."""
     if not location.is_local and not location.exists():
         bucket = location.path.split("/")[0]
         if not replace(location, path=bucket, uri=f"s3://{bucket}").exists():
             raise StorageError(
                 f"{location.uri}: bucket {bucket!r} does not exist{at_endpoint()}; create it or correct the name"
             )
-    if writable:
+    if trial is not None:
         absent = _absent_folders(location)
         place = absent[-1].parent() if absent and location.is_local else location
-        trial = place.child(f".access-{secrets.token_hex(8)}")
         try:
-            trial.write_bytes(b"sparse-detr")
-            trial.delete_file()
+            place.child(trial).write_bytes(b"sparse-detr")
+            place.child(trial).delete_file()
         except StorageError as error:
             raise type(error)(f"{location.uri}: cannot be written to; {error}") from None
         if not location.is_local:

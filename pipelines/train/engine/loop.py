@@ -214,8 +214,8 @@ class TrainLoop:
     def _step_progress(self, report: LossReport) -> StepProgress:
         losses = {"loss": report.total} | {name: report.terms[name] for name in SHOWN_TERMS if name in report.terms}
         # One transfer: each would wait for the device.
-        values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
-        numbers = dict(zip(losses, values, strict=True))
+        values = torch.stack([value.detach().float() for value in losses.values()]).cpu()
+        numbers = {name: float(value) for name, value in zip(losses, values, strict=True)}
         return self._progress(numbers | {"lr": self.learning_rate} | self._pace.numbers())
 
     def _progress(self, metrics: Metrics) -> StepProgress:
