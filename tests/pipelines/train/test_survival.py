@@ -24,7 +24,7 @@ from tests.train_job import steps_kept, train_job, wait_until, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-EPOCHS, STEPS = 3, 12
+EPOCHS, STEPS = 6, 12
 SETTINGS: Mapping[str, Any] = {"workers": 2, "epochs": EPOCHS, "checkpoint_steps": 1}
 
 
@@ -75,12 +75,14 @@ def test_stops_and_kills_of_the_command_cost_nothing_but_time(
         return train_job(shapes_folder, str(output), tmp_path / name, cluster.environment, **settings)
 
     def status() -> str:
-        run = client.get_run(json.loads((output / "run.json").read_text())["run_id"])
-        return str(run.info.status)
+        return str(client.get_run(run_id()).info.status)
+
+    def run_id() -> str:
+        return str(json.loads((output / "run.json").read_text())["run_id"])
 
     # Checkpoints at the end of an epoch alone: what is kept within one is what the stop has written.
     first = start("first", checkpoint_steps=1000)
-    wait_until(lambda: "epoch_0001" in os.listdir(output / "checkpoints") if output.exists() else False, first)
+    wait_until(lambda: steps_kept(str(output)) == STEPS, first)
     time.sleep(2)
     first.process.send_signal(signal.SIGINT)
     assert first.wait(60) == 130, text(first)
@@ -89,6 +91,7 @@ def test_stops_and_kills_of_the_command_cost_nothing_but_time(
     assert f"Stopped after step {kept}, with a checkpoint. It goes on with sparse-detr train tiny" in text(first)
     assert "--existing resume" in text(first)
     assert status() == "KILLED"
+    recorded = run_id()
 
     second = start("second", existing="resume")
     wait_until(lambda: steps_kept(str(output)) > kept, second)
@@ -116,8 +119,9 @@ def test_stops_and_kills_of_the_command_cost_nothing_but_time(
     fifth = start("fifth", existing="resume")
     assert fifth.wait() == 0, text(fifth)
     assert_same(output, undisturbed)
-    assert status() == "FINISHED"
-    assert len(client.search_runs([client.get_experiment_by_name("sparse-detr").experiment_id])) >= 1
+    assert (status(), run_id()) == ("FINISHED", recorded)
+    steps = [point.step for point in client.get_metric_history(recorded, "loss")]
+    assert sorted(steps) == list(range(1, EPOCHS + 1))
     record = result(output)["record"]
     assert [each["kind"] for each in record["restarts"]] == ["driver"] * 4
     assert record["restarts"][0]["steps_redone"] == 0
