@@ -15,7 +15,7 @@ from pipelines.train.engine.pulse import UNLIMITED, Leave, Sign, ask, read_pulse
 from pipelines.train.policies import HungError
 from pipelines.train.rank_hooks import tell
 
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 1.0
 """Between two looks at the workers."""
 SILENT_SECONDS = 30.0
 """A worker that is silent for longer is named; where its steps take long, for three times the longest."""

@@ -22,7 +22,7 @@ from pipelines.train.engine.build import build_loop
 from pipelines.train.engine.checkpoint_store import CheckpointStore
 from pipelines.train.engine.checkpointer import Checkpointer
 from pipelines.train.engine.loop import Metrics, TrainLoop
-from pipelines.train.engine.news import Begun
+from pipelines.train.engine.news import Begun, StepDone
 from pipelines.train.engine.pulse import PULSE, LeftError
 from pipelines.train.output import checkpoints_of
 from pipelines.train.pictures import TrainingPictures
@@ -90,6 +90,7 @@ def train_worker(settings: dict[str, Any]) -> WorkerResult:
         history = list(loop.run())
     PULSE.beat("storing")
     if checkpointer is not None:
+        tell(task.box, StepDone(step=loop.step))
         checkpointer.close()
     tracker.settle()
     if loop.stopped:

@@ -17,14 +17,17 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.services.s3_server import LocalS3
 from sparse_detr.detector import SparseDetr
+from sparse_detr.storage.location import Location, locate
+from tests.faulty_store import faulty_store
 from tests.predict_job import Job, played
 from tests.ray_nodes import RayNodes, ray_nodes
 from tests.train_job import steps_kept, train_job, wait_until, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-EPOCHS, STEPS = 3, 12
+EPOCHS, STEPS = 6, 12
 SETTINGS: Mapping[str, Any] = {"workers": 2, "epochs": EPOCHS, "checkpoint_steps": 1}
 
 
@@ -44,15 +47,16 @@ def undisturbed(cluster: RayNodes, shapes_folder: Path, tmp_path_factory: pytest
     return folder / "out"
 
 
-def result(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((output / "result.json").read_text())
+def result(output: str | Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(locate(output).child("result.json").read_bytes())
     return found
 
 
-def assert_same(output: Path, undisturbed: Path) -> None:
+def assert_same(output: str | Path, undisturbed: Path) -> None:
     """History and model of a run are those of another to the last bit."""
     assert without_times(result(output)["history"]) == without_times(result(undisturbed)["history"])
-    mine, other = (SparseDetr.from_pretrained(folder / "model").state_dict() for folder in (output, undisturbed))
+    places = (locate(folder).child("model").uri for folder in (output, undisturbed))
+    mine, other = (SparseDetr.from_pretrained(uri).state_dict() for uri in places)
     assert all(torch.equal(mine[name], other[name]) for name in other)
 
 
@@ -75,12 +79,14 @@ def test_stops_and_kills_of_the_command_cost_nothing_but_time(
         return train_job(shapes_folder, str(output), tmp_path / name, cluster.environment, **settings)
 
     def status() -> str:
-        run = client.get_run(json.loads((output / "run.json").read_text())["run_id"])
-        return str(run.info.status)
+        return str(client.get_run(run_id()).info.status)
+
+    def run_id() -> str:
+        return str(json.loads((output / "run.json").read_text())["run_id"])
 
     # Checkpoints at the end of an epoch alone: what is kept within one is what the stop has written.
     first = start("first", checkpoint_steps=1000)
-    wait_until(lambda: "epoch_0001" in os.listdir(output / "checkpoints") if output.exists() else False, first)
+    wait_until(lambda: steps_kept(str(output)) == STEPS, first)
     time.sleep(2)
     first.process.send_signal(signal.SIGINT)
     assert first.wait(60) == 130, text(first)
@@ -89,6 +95,7 @@ def test_stops_and_kills_of_the_command_cost_nothing_but_time(
     assert f"Stopped after step {kept}, with a checkpoint. It goes on with sparse-detr train tiny" in text(first)
     assert "--existing resume" in text(first)
     assert status() == "KILLED"
+    recorded = run_id()
 
     second = start("second", existing="resume")
     wait_until(lambda: steps_kept(str(output)) > kept, second)
@@ -116,8 +123,9 @@ def test_stops_and_kills_of_the_command_cost_nothing_but_time(
     fifth = start("fifth", existing="resume")
     assert fifth.wait() == 0, text(fifth)
     assert_same(output, undisturbed)
-    assert status() == "FINISHED"
-    assert len(client.search_runs([client.get_experiment_by_name("sparse-detr").experiment_id])) >= 1
+    assert (status(), run_id()) == ("FINISHED", recorded)
+    steps = [point.step for point in client.get_metric_history(recorded, "loss")]
+    assert sorted(steps) == list(range(1, EPOCHS + 1))
     record = result(output)["record"]
     assert [each["kind"] for each in record["restarts"]] == ["driver"] * 4
     assert record["restarts"][0]["steps_redone"] == 0
@@ -185,3 +193,24 @@ def test_a_full_disk_is_said_and_survived(
         assert_same(disk / "out", undisturbed)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_a_store_that_is_away_and_then_fails_often_costs_no_step(
+    cluster: RayNodes, undisturbed: Path, shapes_folder: Path, s3: LocalS3, store: Location, tmp_path: Path
+) -> None:
+    output = store.child("out").uri
+    with faulty_store(s3.endpoint) as proxy:
+        through = {"AWS_ENDPOINT_URL": proxy.endpoint, "AWS_ENDPOINT_URL_S3": proxy.endpoint}
+        job = train_job(shapes_folder, output, tmp_path / "log", cluster.environment | through, **SETTINGS)
+        wait_until(lambda: steps_kept(output) >= 3, job)
+        proxy.away = True
+        time.sleep(10)
+        proxy.away, proxy.rate, proxy.delay = False, 0.2, 1.0
+        kept = steps_kept(output)
+        wait_until(lambda: steps_kept(output) > kept + 5, job)
+        proxy.rate = 0.0
+        assert job.wait() == 0, text(job)
+    assert proxy.failed["away"] > 0
+    assert len(proxy.failed) > 1
+    assert_same(output, undisturbed)
+    assert result(output)["record"]["restarts"] == []
