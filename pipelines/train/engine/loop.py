@@ -87,6 +87,7 @@ class TrainLoop:
                 break
             self.epoch, self.epoch_step = self.epoch + 1, 0
             self._meter, self._seconds = LossMeter(self.device), 0.0
+            self.update.check.skipped = 0
             if self._evaluation_is_due():
                 metrics |= self.evaluate()
             self.history.append(metrics)
@@ -113,7 +114,7 @@ class TrainLoop:
         images = self.epoch_step * self.config.training.global_batch
         position = {"epoch": self.epoch + 1.0, "step": float(self.step), "lr": self.learning_rate}
         speed = {"images_per_second": images / seconds, "train_seconds": seconds}
-        return position | self._meter.means(self.ranks) | speed | self.broken.metrics
+        return position | self._meter.means(self.ranks) | speed | self.broken.metrics | self.update.check.metrics
 
     def train_step(self, micro_batches: Sequence[Batch]) -> LossReport:
         """One update of the weights, from this rank's micro-batches of a step; returns the mean of their losses."""
@@ -160,6 +161,7 @@ class TrainLoop:
             seen=seen,
             train_seconds=self._seconds,
             broken=self.broken.found,
+            skipped_updates=(self.update.check.skipped, self.update.check.in_a_row),
         )
         return Snapshot.of(self.eval_model, state)
 
@@ -187,6 +189,7 @@ class TrainLoop:
         self.history = [dict(metrics) for metrics in state.history]
         self._meter, self._seconds = LossMeter(self.device), state.train_seconds
         self.broken = BrokenImages(self.data.broken, state.broken)
+        self.update.check.skipped, self.update.check.in_a_row = state.skipped_updates
         if state.seen is not None:
             self._meter.restore(state.seen, self.ranks)
 
