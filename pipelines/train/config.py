@@ -29,6 +29,11 @@ class TrainOptions(RunConfig):
         chosen = [name for name in ("dry_run", "overfit_one_batch", "replay") if getattr(self, name)]
         require(len(chosen) <= 1, f"{' and '.join(chosen)}: both are set; give one of them")
 
+    @classmethod
+    def of(cls, run: RunConfig) -> TrainOptions:
+        """The options that train this run."""
+        return cls(**{each.name: getattr(run, each.name) for each in fields(RunConfig)})
+
     @property
     def run(self) -> RunConfig:
         """The run without these options."""
@@ -41,5 +46,4 @@ def options_of(recipe: str) -> TrainOptions:
     Raises:
         ConfigError: no recipe has the name.
     """
-    run = get_recipe(recipe)
-    return TrainOptions(**{each.name: getattr(run, each.name) for each in fields(RunConfig)})
+    return TrainOptions.of(get_recipe(recipe))
