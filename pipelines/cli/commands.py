@@ -28,6 +28,8 @@ class Command:
     default: str = ""
     """`module:function` from the recipe's name to the config that holds the options' defaults; without it the name is
     a field like others."""
+    alone: str = ""
+    """Option that needs no recipe."""
     rest: str = ""
     """Field that takes all words behind `--`."""
 
@@ -100,10 +102,11 @@ COMMANDS: Table = {
     ),
     "train": Command(
         summary="train a recipe with Ray Train",
-        config="pipelines.recipes.config:RunConfig",
+        config="pipelines.train.config:TrainOptions",
         run="pipelines.train.command:train_command",
         words=("recipe",),
-        default="pipelines.recipes.registry:get_recipe",
+        default="pipelines.train.config:options_of",
+        alone="--replay",
     ),
     "evaluate": _command(
         "pipelines.evaluate", "EvaluateConfig", "evaluate_command", "COCO's numbers of a model on annotated images"

@@ -22,12 +22,13 @@ def parse(program: str, command: Command, words: list[str]) -> Any | None:
     """
     words, rest = _split(words) if command.rest else (words, [])
     named, words = _leading(command, words)
-    if "recipe" in command.words and "recipe" not in named and not _gives(words, "--recipe"):
+    alone = bool(command.alone) and not named and _gives(words, command.alone)
+    if "recipe" in command.words and "recipe" not in named and not _gives(words, "--recipe") and not alone:
         _print_recipes(program, to_stderr=not words)
         return None
     kind = imported(command.config)
     more: dict[str, Any] = {}
-    if command.default:
+    if command.default and not alone:
         recipe, words = (named.pop("recipe"), words) if named else _taken(words, "--recipe")
         program, more = f"{program} {recipe}", {"default": imported(command.default)(recipe)}
     elif named:

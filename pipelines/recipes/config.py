@@ -57,6 +57,9 @@ class TrainingConfig:
     path, `s3://` or `https://` URI, the last with `#sha256=<8 to 64 hex digits>` behind it."""
     init_model: str | None = None
     """Path or URI of a model folder to start all weights from; its shapes must fit `model`."""
+    not_finite: Literal["stop", "skip"] = "stop"
+    """Choice for a step whose loss or gradient is NaN or infinite: `stop` ends the run, `skip` leaves its update out,
+    for ten steps in a row at most. What made the step is kept in the output, for `sparse-detr train --replay`."""
     checkpoint_minutes: float = 10.0
     """Minutes of training between two checkpoints within an epoch, all that a crash costs; 0 is off. The end of every
     epoch leaves one too."""
@@ -85,6 +88,10 @@ class TrainingConfig:
         require(
             self.precision in ("float32", "bfloat16"),
             f"training.precision: {self.precision!r} is not known; choose float32 or bfloat16",
+        )
+        require(
+            self.not_finite in ("stop", "skip"),
+            f"training.not_finite: {self.not_finite!r} is not known; choose stop or skip",
         )
         require(0 <= self.ema_decay < 1, f"training.ema_decay: {self.ema_decay}; give a number in [0, 1), 0 for off")
         require(

@@ -9,19 +9,40 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from pipelines.cli.console import say, values_table
+from pipelines.cli.console import progress_bar, say, values_table
 from pipelines.cli.interruption import Interrupted
 from pipelines.cluster.ray_log import kept_aside
 from pipelines.cluster.session import Connect, announced, ray_session
 from pipelines.recipes.config import RunConfig
+from pipelines.train.config import TrainOptions
 from pipelines.train.display import TrainDisplay
+from pipelines.train.dry_run import dry_run
+from pipelines.train.overfit import overfit_one_batch
 from pipelines.train.preflight import RunStart
+from pipelines.train.replay import replay
 from pipelines.train.run import Launch, TrainResult, train
+from pipelines.train.trial_views import show_overfit, show_plan, show_replay
 from sparse_detr.redaction import without_secrets
 
 
-def train_command(config: RunConfig, *, connect: Connect = ray_session, launch: Launch | None = None) -> int:
-    """Train, with steps and loss on the progress bar, and show the best epoch and where the model is."""
+def train_command(config: TrainOptions, *, connect: Connect = ray_session, launch: Launch | None = None) -> int:
+    """Train, with steps and loss on the progress bar, and show the best epoch and where the model is; or try the run
+    here, or run one step of it again.
+
+    A batch that is not learned, and a step that does not break again, end with 1.
+    """
+    if config.replay is not None:
+        return show_replay(replay(config.replay))
+    if config.dry_run:
+        return show_plan(dry_run(config.run))
+    if config.overfit_one_batch:
+        with progress_bar("Learning one batch") as move:
+            found = overfit_one_batch(config.run, move)
+        return show_overfit(found)
+    return _train(config.run, connect, launch)
+
+
+def _train(config: RunConfig, connect: Connect, launch: Launch | None) -> int:
     with kept_aside(say), TrainDisplay() as display, going_on_named():
         result = train(
             config,

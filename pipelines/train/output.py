@@ -3,6 +3,7 @@
 run.json            config and MLflow run, written first
 checkpoints/        the best checkpoints and the last
 broken_images.json  training images that could not be used, where they are skipped and there are any
+not_finite/         steps whose numbers were not finite, for `sparse-detr train --replay`
 model/              the best model, for `SparseDetr.from_pretrained`
 events.json         restarts and numbers of workers so far
 result.json         history, timing and events, written last
@@ -24,6 +25,7 @@ from pipelines.recipes.override import field_values
 from pipelines.recipes.paths import inputs
 from pipelines.train.engine.checkpoint import MODEL_FOLDER
 from pipelines.train.engine.checkpoint_store import CheckpointStore, Position, ap_of
+from pipelines.train.engine.evidence import FOLDER
 from pipelines.train.record import EVENTS_FILE
 from sparse_detr.config_dict import from_dict, to_dict
 from sparse_detr.errors import CheckpointError, require
@@ -38,7 +40,7 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 BROKEN_IMAGES = "broken_images.json"
 
-RESULTS = (RESULT_FILE, EVENTS_FILE, RUN_FILE, CHECKPOINTS, MODEL, BROKEN_IMAGES)
+RESULTS = (RESULT_FILE, EVENTS_FILE, RUN_FILE, CHECKPOINTS, MODEL, BROKEN_IMAGES, FOLDER)
 """Everything that a training leaves, in the order in which it is deleted: first what says that it is complete."""
 
 MAY_CHANGE = frozenset(
@@ -54,6 +56,7 @@ MAY_CHANGE = frozenset(
         "data.cache",
         "data.broken_images",
         "data.broken_share",
+        "training.not_finite",
         "training.epochs",
         "training.early_stop_epochs",
         "training.activation_checkpointing",

@@ -42,13 +42,16 @@ class Criterion:
     def __init__(self, config: LossConfig) -> None:
         self.config = config
 
-    def __call__(self, output: Output, targets: Sequence[Targets], num_boxes: float | None = None) -> LossReport:
+    def __call__(
+        self, output: Output, targets: Sequence[Targets], num_boxes: float | None = None, *, checked: bool = True
+    ) -> LossReport:
         """Compute all losses in float32, also under autocast; in float64 where the predictions are.
 
         Images and whole batches without objects are fine: every prediction then is background.
 
         Args:
             num_boxes: divisor of the detection losses; by default the objects of the batch, at least 1.
+            checked: whether numbers that are not finite are refused; otherwise they are in the terms too.
 
         Raises:
             NotFiniteError: predictions are NaN or infinite.
@@ -59,11 +62,11 @@ class Criterion:
         with torch.autocast(output.logits.device.type, enabled=False):
             sets = prediction_sets(output)
             agnostic = {"_enc": sets.pop("_enc")} if output.class_agnostic_proposals and "_enc" in sets else {}
-            total, terms, error = self._detection(sets, targets, num_boxes)
+            total, terms, error = self._detection(sets, targets, num_boxes, checked)
             metrics = {"class_error": error}
             if agnostic:
                 anything = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
-                proposals, proposal_terms, _ = self._detection(agnostic, anything, num_boxes)
+                proposals, proposal_terms, _ = self._detection(agnostic, anything, num_boxes, checked)
                 total, terms = total + proposals, terms | proposal_terms
             if output.selection is not None and output.decoder_attention is not None:
                 dam = decoder_attention_map(output.decoder_attention, output.shapes)
@@ -75,7 +78,7 @@ class Criterion:
         return LossReport(total=total, terms=terms, metrics=metrics)
 
     def _detection(
-        self, sets: dict[str, Predictions], targets: Sequence[Targets], num_boxes: float
+        self, sets: dict[str, Predictions], targets: Sequence[Targets], num_boxes: float, checked: bool
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         config = self.config
         sizes = tuple(predictions.logits.shape[1] for predictions in sets.values())
@@ -83,7 +86,7 @@ class Criterion:
         boxes = torch.cat([_exact(predictions.boxes) for predictions in sets.values()], dim=1)
         labels = torch.cat([target.labels for target in targets])
         target_boxes = torch.cat([target.boxes.to(boxes.dtype) for target in targets])
-        matching = match(logits, boxes, targets, sizes, config)
+        matching = match(logits, boxes, targets, sizes, config, checked=checked)
         distance, giou = box_losses(boxes, matching, target_boxes)
         losses = {
             "loss_ce": classification_loss(logits, matching, labels, sizes, config) / num_boxes,

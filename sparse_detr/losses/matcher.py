@@ -72,10 +72,13 @@ def match(
     targets: Sequence[Targets],
     set_sizes: Sequence[int],
     config: LossConfig,
+    *,
+    checked: bool = True,
 ) -> Matching:
     """Match every set of predictions with the objects of its image, each set on its own.
 
-    `set_sizes` cuts the axis S into the sets. The assignment runs on the host, in scipy.
+    `set_sizes` cuts the axis S into the sets. The assignment runs on the host, in scipy. Unless `checked`, numbers that
+    are not finite are matched too, in some way.
 
     Raises:
         NotFiniteError: a logit or a box is NaN or infinite.
@@ -86,8 +89,10 @@ def match(
     target_boxes = pad_sequence([t.boxes.to(boxes.dtype) for t in targets], batch_first=True, padding_value=0.5)
     counts = [len(t.labels) for t in targets]
     cost = matching_cost(logits, boxes, labels.clamp(0, logits.shape[2] - 1), target_boxes, config)
-    _check_values(logits, boxes, labels)
+    _check_values(logits, boxes, labels, finite=checked)
     host = cost.cpu().numpy()
+    if not checked:
+        host = np.nan_to_num(host)
     if not np.isfinite(host).all():
         raise NotFiniteError(
             "targets: a box is NaN or has no area, so its matching cost is not finite; drop such boxes"
@@ -117,13 +122,13 @@ def _assign(cost: np.ndarray, counts: Sequence[int], set_sizes: Sequence[int]) -
     return np.concatenate(found, axis=1), tuple(rows_per_set)
 
 
-def _check_values(logits: Tensor, boxes: Tensor, labels: Tensor) -> None:
+def _check_values(logits: Tensor, boxes: Tensor, labels: Tensor, *, finite: bool) -> None:
     # A sum is NaN or infinite where one of its values is, and costs one pass and one transfer.
     extremes = labels.aminmax() if labels.numel() else (labels.new_zeros(()), labels.new_zeros(()))
     sums = torch.stack([value.double() for value in (logits.sum(), boxes.sum(), *extremes)])
     logit_sum, box_sum, lowest, highest = sums.tolist()
     for name, value in (("logits", logit_sum), ("boxes", box_sum)):
-        if not np.isfinite(value):
+        if finite and not np.isfinite(value):
             raise NotFiniteError(
                 f"{name}: the model's predictions hold NaN or infinity; training has diverged or an input was not "
                 "finite: lower the learning rate, or use fp32 or bf16 instead of fp16"

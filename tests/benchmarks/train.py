@@ -1,17 +1,22 @@
 """Benchmarks of training, for docs/training.md; every number is a ratio within one run.
 
 python tests/benchmarks/train.py checkpoints --recipe tiny r50_rho10
+python tests/benchmarks/train.py memory --recipe r50_rho10 --side 512
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import psutil
 import torch
 
 from pipelines.recipes.config import RunConfig
@@ -21,6 +26,7 @@ from pipelines.train.engine.build import build_loop
 from pipelines.train.engine.checkpoint_store import CheckpointStore
 from pipelines.train.engine.checkpointer import Checkpointer
 from pipelines.train.engine.loop import TrainLoop
+from pipelines.train.engine.trial import peak_memory
 from sparse_detr.data.shapes import ShapesConfig, write_shapes
 from sparse_detr.storage.location import locate
 
@@ -82,6 +88,46 @@ def _processor_time(loop: TrainLoop, store: CheckpointStore) -> float:
     return time.process_time() - began
 
 
+PARTS: tuple[tuple[str, ...], ...] = ((), ("decoder",), ("encoder",), ("backbone",), ("backbone", "encoder", "decoder"))
+"""Settings of `training.activation_checkpointing` that are compared."""
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    """The most memory that a training takes, and the time of its steps, with parts that compute their layers again."""
+    for name in arguments.recipe:
+        with tempfile.TemporaryDirectory() as folder:
+            config = recipe_on_shapes(name, Path(folder, "shapes"), arguments.side)
+            first = (1.0, 1.0)
+            for parts in PARTS:
+                run = override(config, {"training.activation_checkpointing": list(parts)})
+                # A process each: what one gave back to the allocator would be in the next one's peak.
+                spawn = multiprocessing.get_context("spawn")
+                with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                    found = pool.submit(_peak_and_seconds, run, arguments.threads, arguments.rounds).result()
+                first = found if not parts else first
+                print(
+                    f"{name}, {', '.join(parts) or 'nothing'} again: {found[0] / 2**20:.0f} MiB "
+                    f"({found[0] / first[0]:.0%}), {found[1]:.3g} s a step ({found[1] / first[1]:.0%})"
+                )
+
+
+def _peak_and_seconds(config: RunConfig, threads: int, rounds: int) -> tuple[float, float]:
+    """Bytes that steps take beyond those of the process with its model, and the median time of a step."""
+    torch.set_num_threads(threads)
+    loop = build_loop(config)
+    loop.network.train()
+    batches = list(itertools.islice(loop.data.train, 4))
+    before = psutil.Process().memory_info().rss
+    loop.train_step(batches[0])
+    seconds = []
+    with peak_memory(loop.device) as peak:
+        for number in range(rounds):
+            began = time.perf_counter()
+            loop.train_step(batches[number % len(batches)])
+            seconds.append(time.perf_counter() - began)
+    return peak.bytes - before, statistics.median(seconds)
+
+
 def steps_for(loop: TrainLoop, seconds: float) -> Callable[[], float]:
     """A function that times as many steps as took so long at first."""
     batches = list(loop.data.train)
@@ -111,6 +157,12 @@ def main() -> None:
     command.add_argument("--rounds", type=int, default=8)
     command.add_argument("--threads", type=int, default=1)
     command.set_defaults(run=checkpoints)
+    command = commands.add_parser("memory", help=memory.__doc__)
+    command.add_argument("--recipe", nargs="+", default=["r50_rho10"])
+    command.add_argument("--side", type=int, default=512, help="pixels of a picture")
+    command.add_argument("--rounds", type=int, default=4, help="steps that are timed")
+    command.add_argument("--threads", type=int, default=2)
+    command.set_defaults(run=memory)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.run(arguments)

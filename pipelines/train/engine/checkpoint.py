@@ -64,9 +64,11 @@ class TrainingState:
     """Time that they took."""
     broken: Sequence[BrokenImage] = ()
     """Training images that could not be used so far."""
+    skipped_updates: tuple[int, int] = (0, 0)
+    """Updates that were left out in the epoch that has begun, and behind the last one that was not."""
 
 
-_MAY_LACK = {"epoch_step", "seen", "train_seconds", "broken"}
+_MAY_LACK = {"epoch_step", "seen", "train_seconds", "broken", "skipped_updates"}
 """What format 1 did not know, and format 2 not from its beginning."""
 
 
@@ -143,6 +145,7 @@ def _dump(state: TrainingState) -> bytes:
     content["history"] = [{name: float(value) for name, value in metrics.items()} for metrics in state.history]
     content["optimizer"] = dict(state.optimizer)
     content["weights"] = None if state.weights is None else dict(state.weights)
+    content["skipped_updates"] = list(state.skipped_updates)
     content["broken"] = [[image.file, image.reason] for image in state.broken]
     if state.seen is not None:
         content["seen"] = {"names": list(state.seen.names), "sums": state.seen.sums}
@@ -171,6 +174,7 @@ def _parse(data: bytes, path: Path) -> TrainingState:
     if seen is not None:
         content["seen"] = SeenLosses(names=tuple(seen["names"]), sums=seen["sums"])
     content["broken"] = [BrokenImage(file=file, reason=reason) for file, reason in content.get("broken", ())]
+    content["skipped_updates"] = tuple(content.get("skipped_updates", (0, 0)))
     return TrainingState(**content)
 
 

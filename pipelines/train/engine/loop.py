@@ -88,6 +88,7 @@ class TrainLoop:
                 break
             self.epoch, self.epoch_step = self.epoch + 1, 0
             self._meter, self._seconds = LossMeter(self.device), 0.0
+            self.update.check.skipped = 0
             if self._evaluation_is_due():
                 metrics |= self.evaluate()
             self.history.append(metrics)
@@ -116,7 +117,7 @@ class TrainLoop:
         position = {"epoch": self.epoch + 1.0, "step": float(self.step), "lr": self.learning_rate}
         speed = {"images_per_second": images / seconds, "train_seconds": seconds,
                  "data_wait": self._pace.waited / seconds}  # fmt: skip
-        return position | self._meter.means(self.ranks) | speed | self.broken.metrics
+        return position | self._meter.means(self.ranks) | speed | self.broken.metrics | self.update.check.metrics
 
     def train_step(self, micro_batches: Sequence[Batch]) -> LossReport:
         """One update of the weights, from this rank's micro-batches of a step; returns the mean of their losses."""
@@ -163,6 +164,7 @@ class TrainLoop:
             seen=seen,
             train_seconds=self._seconds,
             broken=self.broken.found,
+            skipped_updates=(self.update.check.skipped, self.update.check.in_a_row),
         )
         return Snapshot.of(self.eval_model, state)
 
@@ -190,6 +192,7 @@ class TrainLoop:
         self.history = [dict(metrics) for metrics in state.history]
         self._meter, self._seconds = LossMeter(self.device), state.train_seconds
         self.broken = BrokenImages(self.data.broken, state.broken)
+        self.update.check.skipped, self.update.check.in_a_row = state.skipped_updates
         if state.seen is not None:
             self._meter.restore(state.seen, self.ranks)
 

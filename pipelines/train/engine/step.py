@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.recipes.config import RunConfig
 from pipelines.train.engine.activation_checkpointing import checkpoint_activations
 from pipelines.train.engine.ema import WeightAverage
+from pipelines.train.engine.evidence import EvidenceStore, StepEvidence
 from pipelines.train.engine.finite import FiniteCheck, broken
 from pipelines.train.engine.optimizer import build_optimizer
 from pipelines.train.engine.ranks import Ranks
@@ -43,14 +44,19 @@ class TrainStep:
         self.model = model.to(device)
         self.network: nn.Module = self._distributed() if ranks.world_size > 1 else model
         self.optimizer = build_optimizer(model, config.optimizer, config.training.global_batch)
-        self.check = FiniteCheck(config.optimizer, late=device.type != "cpu")
+        self.check = FiniteCheck(
+            config.optimizer,
+            late=device.type != "cpu",
+            mode=config.training.not_finite,
+            keep=EvidenceStore(config, self.model, ranks, device).keep,
+        )
         decay = config.training.ema_decay
         self.average = WeightAverage(model, decay) if decay > 0 else None
         # After the average was copied: it is only evaluated, and its layers would call those of the model.
         checkpoint_activations(model, config.training.activation_checkpointing)
         self._numbers = share_of(config.training.micro_batches, ranks.rank, ranks.world_size)
         self._settled = ranks.world_size < 3
-        self._step, self._position = 0, ""
+        self._step = 0
 
     def _distributed(self) -> nn.Module:
         devices = [self._device] if self._device.type == "cuda" else None
@@ -69,22 +75,29 @@ class TrainStep:
             rate: factor on the base learning rates.
 
         Raises:
-            NotFiniteError: the loss or a gradient became NaN or infinite, with the step and the terms.
+            NotFiniteError: the loss or a gradient became NaN or infinite, with the step and the terms, and the run does
+                not skip such steps.
         """
-        self._step, self._position = step, f"step {step} (epoch {epoch + 1})"
+        self.begin(step)
         set_learning_rates(self.optimizer, rate)
         self._settle_buckets(micro_batches[-1])
         self.optimizer.zero_grad(set_to_none=True)
-        numbered = zip(self._numbers, micro_batches, strict=True)
-        reports = [self.accumulate(number, batch, boxes) for number, batch in numbered]
+        numbered = dict(zip(self._numbers, micro_batches, strict=True))
+        reports = [self.accumulate(number, batch, boxes) for number, batch in numbered.items()]
         report = mean_report(reports)
         self.check.settle()
         norm = self._clip()
-        self.check.note(self._position, norm, report)
+        terms = [each.terms for each in reports]
+        evidence = StepEvidence(step=step, epoch=epoch, boxes=boxes, micro_batches=numbered, terms=terms)
+        self.check.note(f"step {step} (epoch {epoch + 1})", norm, report, evidence)
         self._apply(broken(norm))
         if self.average is not None:
             self.average.update(self.model)
         return report, reports
+
+    def begin(self, step: int) -> None:
+        """Say which step of the whole run the next micro-batches belong to."""
+        self._step = step
 
     def _apply(self, found: Tensor) -> None:
         """Update the weights, unless `found` is 1."""
@@ -108,12 +121,11 @@ class TrainStep:
         return report
 
     def losses(self, output: Any, batch: Batch, num_boxes: float) -> LossReport:
-        """Losses of a micro-batch; an error names the step."""
+        """Losses of a micro-batch, also where they are not finite: then all ranks find out by the gradient."""
         try:
             return self.criterion(output, batch.targets, num_boxes)
-        except NotFiniteError as error:
-            self.check.settle()  # the step before may be the cause
-            raise NotFiniteError(f"{self._position}: {error}") from error
+        except NotFiniteError:
+            return self.criterion(output, batch.targets, num_boxes, checked=False)
 
     def _settle_buckets(self, batch: Batch) -> None:
         """Let DDP choose the buckets of gradients that it keeps, with a pass that counts for nothing.

@@ -15,6 +15,7 @@ from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import override
 from pipelines.tracking.tracker import NullTracker
 from pipelines.train.command import train_command
+from pipelines.train.config import TrainOptions
 from pipelines.train.engine.build import with_classes
 from pipelines.train.engine.initial_weights import initial_model
 from pipelines.train.preflight import CheckedData, RunStart, check_data
@@ -120,7 +121,7 @@ def test_train_says_what_was_loaded_and_left_out(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
 
-    assert train_command(spoilt_run, connect=_no_ray, launch=_fitted) == 0
+    assert train_command(TrainOptions.of(spoilt_run), connect=_no_ray, launch=_fitted) == 0
     out, err = capsys.readouterr()
     assert "local Ray: 4 CPUs" in err
     assert "Boxes left out: 1\n" in err
@@ -131,7 +132,7 @@ def test_train_says_what_was_loaded_and_left_out(
     assert "(scoring_network" in out
 
     again = override(spoilt_run, {"existing": "resume"})
-    assert train_command(again, connect=_no_ray, launch=_fitted) == 0
+    assert train_command(TrainOptions.of(again), connect=_no_ray, launch=_fitted) == 0
     out, err = capsys.readouterr()
     assert "tarting weights" not in out + err, "it goes on from its checkpoint"
 

@@ -173,6 +173,8 @@ def stopped(pids: Sequence[int]) -> Iterator[None]:
 
 
 def test_a_broken_image_is_reported_and_not_retried_for_ever(stored_run: RunConfig, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
     from pipelines.train.run import train
 
     source = tmp_path / "train"
@@ -180,10 +182,24 @@ def test_a_broken_image_is_reported_and_not_retried_for_ever(stored_run: RunConf
     locate(stored_run.data.train_images).download_to(source)
     name = sorted(source.iterdir())[3].name
     (source / name).write_bytes(b"this is no picture")
-    config = override(stored_run, {"data.train_images": str(source), "tracking_uri": "none"})
+    config = override(stored_run, {"data.train_images": str(source), "data.loader_workers": 1})
 
     with pytest.raises(ImageError, match=name):
-        train(config)
+        train(override(config, {"tracking_uri": "none"}))
+
+    # The message says how it goes on.
+    skipping = {"data.broken_images": "skip", "data.broken_share": 0.05, "existing": "resume"}
+    result = train(override(config, skipping))
+    assert [metrics["broken_images"] for metrics in result.history] == [1.0, 1.0]
+    (broken,) = json.loads(locate(config.output).child("result.json").read_bytes())["broken_images"]
+    assert broken["file"] == str(source / name)
+    assert broken["reason"].startswith("not an image that can be read")
+    assert config.tracking_uri is not None
+    assert result.run_id is not None
+    client = MlflowClient(tracking_uri=config.tracking_uri)
+    assert client.get_run(result.run_id).data.metrics["broken_images"] == 1
+    text = Path(client.download_artifacts(result.run_id, "broken_images.txt", str(tmp_path))).read_text()
+    assert text == f"{broken['file']}: {broken['reason']}"
 
 
 def test_what_the_cluster_cannot_hold_is_refused(stored_run: RunConfig) -> None:

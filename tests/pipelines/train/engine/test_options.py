@@ -131,7 +131,8 @@ def test_activation_checkpointing_takes_less_memory_for_the_same_gradients(quick
     plain = build_loop(config)
     most, report = saved_bytes(plain)
     last = most
-    for parts in (["decoder"], ["decoder", "encoder"], ["decoder", "encoder", "backbone"]):
+    every = [["decoder"], ["decoder", "encoder"], ["decoder", "encoder", "backbone"]]
+    for parts in every if backbone == "resnet_tiny" else every[-1:]:
         loop = build_loop(override(config, {"training.activation_checkpointing": parts, "training.ema_decay": 0.9}))
         kept, again = saved_bytes(loop)
         assert kept < last

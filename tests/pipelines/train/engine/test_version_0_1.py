@@ -11,6 +11,7 @@ import torch
 
 from pipelines.recipes.config import RunConfig, TrainingConfig
 from pipelines.recipes.optimizer import OptimizerConfig
+from pipelines.train.engine.broken_images import BrokenLimit
 from pipelines.train.engine.checkpoint import load_checkpoint
 from pipelines.train.engine.loop import TrainLoop
 from sparse_detr.detector import SparseDetr
@@ -43,7 +44,7 @@ def test_training_goes_on_as_it_would_have_there(version_0_1: Path) -> None:
         optimizer=OptimizerConfig(lr=1e-3),
         training=TrainingConfig(epochs=2, global_batch=2, ema_decay=0.9),
     )
-    data = SimpleNamespace(train=[make_batch()] * 2)
+    data = SimpleNamespace(train=[make_batch()] * 2, broken=BrokenLimit())
     loop = TrainLoop(config, SparseDetr(config.model), Criterion(config.loss), data)  # type: ignore[arg-type]
     loop.restore(version_0_1 / "checkpoint")
     loop.network.train()
