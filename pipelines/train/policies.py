@@ -41,39 +41,82 @@ def scaling_policy(config: ScalingConfig) -> ScalingPolicy:
     return ResizeAtCheckpoint(config) if config.elasticity_enabled else FixedScalingPolicy(config)
 
 
+Resources = dict[str, dict[str, float]]
+"""Of each node, by kind."""
+
+
 class ResizeAtCheckpoint(ElasticScalingPolicy):
     """Takes in new nodes without losing a step: the workers write a checkpoint first, and end by themselves."""
+
+    def __init__(self, scaling_config: ScalingConfig) -> None:
+        super().__init__(scaling_config)
+        self._own: Resources = {}
+        """What the workers of this training hold."""
+        self._tried = self._only_free = False
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Start as many as there should be room for; if that failed, as there is."""
+        self._own, self._only_free = {}, self._tried
+        decision = super().make_decision_for_non_running_worker_group()
+        self._tried = isinstance(decision, ResizeDecision)
+        return decision
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
         """Ask the workers to leave where there could be more of them."""
+        self._tried, self._only_free = False, True
+        self._own = _held(worker_group_state.workers)
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if isinstance(decision, ResizeDecision) and decision.num_workers > worker_group_state.num_workers:
             worker_group_state.workers[0].execute_async(ask, "resize")
         # With fewer, those that are gone will show as a failure.
         return NoopDecision()
 
-    def _get_reserved_resources(self) -> dict[str, dict[str, float]] | None:
-        """What Ray's coordinator keeps for this training, without nodes that are about to go.
-
-        The coordinator looks for nodes that died or came only every 20 seconds by itself, and workers that wait for a
-        dead node would wait for long.
-        """
+    def _get_reserved_resources(self) -> Resources | None:
+        """What Ray's coordinator keeps for this training, without nodes that are about to go, and without what others
+        hold: it knows those alone that ask it. Where they have just ended, what was theirs may not yet be free."""
         now = time.monotonic()
         if now - self._latest_reserved_resources_query_time < self.GET_RESERVED_RESOURCES_INTERVAL_S:
             return self._latest_reserved_resources
         self._latest_reserved_resources_query_time = now
-        fresh = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
-        try:
-            reserved = ray.get(fresh, timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
-        except ray.exceptions.RayError as error:
-            logger.warning("Ray's coordinator does not answer (%s); the number of workers stays", error)
-            reserved = None
-        usable = _usable_nodes()
+        reserved, usable = self._reserved(), _usable_nodes()
         found = None if reserved is None else {node: each for node, each in reserved.items() if node in usable}
+        if found is not None and self._only_free:
+            found = _at_most(found, _free(), self._own)
         self._latest_reserved_resources = found
         return found
+
+    def _reserved(self) -> Resources | None:
+        # By itself it looks for nodes that died or came only every 20 seconds.
+        fresh = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+        try:
+            found: Resources = ray.get(fresh, timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            logger.warning("Ray's coordinator does not answer (%s); the number of workers stays", error)
+            return None
+        return found
+
+
+def _held(workers: Any) -> Resources:
+    found: Resources = {}
+    for worker in workers:
+        of_node = found.setdefault(worker.metadata.node_id, {})
+        for kind, amount in worker.resources.items():
+            of_node[kind] = of_node.get(kind, 0.0) + amount
+    return found
+
+
+def _at_most(reserved: Resources, free: Resources, own: Resources) -> Resources:
+    def limit(node: str, kind: str) -> float:
+        return free.get(node, {}).get(kind, 0.0) + own.get(node, {}).get(kind, 0.0)
+
+    return {node: {kind: min(n, limit(node, kind)) for kind, n in of.items()} for node, of in reserved.items()}
+
+
+def _free() -> Resources:
+    found: Resources = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    return found
 
 
 def _usable_nodes() -> set[str]:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -106,7 +106,7 @@ class Watch:
             self.save()
         elif isinstance(fact, Ended):
             self._waits_since = time.monotonic()
-            self._notice(f"Restart ({fact.kind}) after step {self.record.step}: {fact.cause}")
+            self._notice(f"The workers ended after step {self.record.step} ({fact.kind}): {fact.cause}")
             self.save()
         elif isinstance(fact, Silent):
             minutes = self._training.hang_minutes
@@ -131,7 +131,10 @@ class Watch:
             self._notice(text)
 
     def _pass_on_stop(self) -> None:
-        if self._stop.number is None or self._stopping:
+        if self._stop.number is None:
+            return
+        if self._stopping:
+            tell_to_stop(self._box)  # again and again: a box that died forgets
             return
         self._stopping = True
         if not self.record.running:
@@ -140,7 +143,7 @@ class Watch:
             return
         seconds = self._training.stop_seconds
         self._notice(f"Stopping with a checkpoint, for up to {seconds:g} s; Ctrl-C once more leaves at once")
-        self._box.ask_to_stop.remote()
+        tell_to_stop(self._box)
 
     def _notice(self, text: str) -> None:
         if self._listeners.on_notice is not None:
@@ -153,6 +156,12 @@ class Watch:
             self.record.save(self._output)
         except StorageError as error:
             logger.info("the record of events could not be written (%s); the next time tries again", error)
+
+
+def tell_to_stop(box: Any) -> None:
+    """Ask without waiting; a box that is too busy is asked again."""
+    with suppress(ray.exceptions.RayError):
+        box.ask_to_stop.remote()
 
 
 def waiting_for(needs: Mapping[str, float], has: Mapping[str, float], free: Mapping[str, float]) -> str:

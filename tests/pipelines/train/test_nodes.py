@@ -54,7 +54,7 @@ def _assert_close(history: list[dict[str, float]], undisturbed: list[dict[str, f
     losses = [name for name in undisturbed[0] if "loss" in name]
     assert losses
     for mine, other in zip(history, undisturbed, strict=True):
-        assert {name: mine[name] for name in losses} == pytest.approx({name: other[name] for name in losses}, rel=0.02)
+        assert {name: mine[name] for name in losses} == pytest.approx({name: other[name] for name in losses}, rel=1e-5)
 
 
 def _text(job: Job) -> str:

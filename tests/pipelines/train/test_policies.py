@@ -12,13 +12,14 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
-from ray.train.v2.api.config import FailureConfig
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from pipelines.train import supervision
+from pipelines.train import policies, supervision
 from pipelines.train.engine.news import Ended, Fact, Silent
 from pipelines.train.engine.pulse import LeftError, Pulse, Sign
-from pipelines.train.policies import HungError, RestartPolicy, cause
+from pipelines.train.policies import HungError, ResizeAtCheckpoint, RestartPolicy, cause
 from pipelines.train.supervision import Supervision
 from sparse_detr.errors import ImageError
 
@@ -79,6 +80,45 @@ def test_workers_that_left_on_purpose_did_not_fail(reason: str) -> None:
 def test_causes_are_one_line() -> None:
     assert cause(failed(w3=ValueError("first\nsecond"))) == "worker 3 failed: ValueError: first"
     assert cause(HungError("worker 1 is silent", {1: TimeoutError("worker 1 is silent")})) == "worker 1 is silent"
+
+
+def test_no_more_workers_are_wanted_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's coordinator counts CPUs that an actor of another job holds."""
+    asked: list[str] = []
+    policy = ResizeAtCheckpoint(ScalingConfig(num_workers=(1, 3), elastic_resize_monitor_interval_s=0))
+    policy.GET_RESERVED_RESOURCES_INTERVAL_S = -1
+    free = {"head": {"CPU": 0.0}, "other": {"CPU": 1.0}}
+    monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
+    monkeypatch.setattr(
+        policy, "_reserved", lambda: {"head": {"CPU": 2.0}, "other": {"CPU": 1.0}, "dead": {"CPU": 1.0}}
+    )
+    monkeypatch.setattr(policies, "_usable_nodes", lambda: {"head", "other"})
+    monkeypatch.setattr(policies, "_free", lambda: free)
+
+    def wanted() -> int | None:
+        decision = policy.make_decision_for_non_running_worker_group()
+        return decision.num_workers if isinstance(decision, ResizeDecision) else None
+
+    def running(*nodes: str) -> Any:
+        def execute_async(_: Any, what: str) -> None:
+            asked.append(what)
+
+        workers = [
+            SimpleNamespace(metadata=SimpleNamespace(node_id=node), resources={"CPU": 1.0}, execute_async=execute_async)
+            for node in nodes
+        ]
+        return SimpleNamespace(workers=workers, num_workers=len(workers), start_time=0.0)
+
+    # What the workers held until now may not be free yet; if they cannot start, it is another's.
+    assert [wanted(), wanted(), wanted()] == [3, 1, 1]
+    free["other"]["CPU"] = 0.0
+    policy.make_decision_for_running_worker_group(running("other"), None)
+    assert asked == []
+    free["head"]["CPU"] = 1.0
+    policy.make_decision_for_running_worker_group(running("other"), None)
+    assert asked == ["resize"]
+    free |= {"head": {"CPU": 0.0}, "other": {"CPU": 0.0}}
+    assert [wanted(), wanted()] == [3, None]
 
 
 @dataclass
