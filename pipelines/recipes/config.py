@@ -190,8 +190,9 @@ class RunConfig:
     existing: Existing = "refuse"
     """Choice for when `output` holds results of a run already: `refuse` stops with an error, `overwrite` deletes
     them, `resume` continues that run from its last checkpoint. A resumed run may have other epochs, workers, CPUs and
-    GPUs, max_failures, settings of checkpoints, explain_images, loader_workers, cache, name, output and MLflow
-    settings; every other field must be as it was, and micro_batch is, where it is not given."""
+    GPUs, max_failures, settings of checkpoints, early_stop_epochs, activation_checkpointing, broken_images,
+    broken_share, not_finite, explain_images, loader_workers, cache, name, output and MLflow settings; every other
+    field must be as it was, and micro_batch is, where it is not given."""
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip()), f"name: {self.name!r}; give the run a name")

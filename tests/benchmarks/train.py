@@ -40,6 +40,7 @@ def recipe_on_shapes(name: str, folder: Path, side: int, *, images: int = 64) ->
         "data.val_annotations": str(folder / "val.json"),
         "data.val_images": str(folder / "val"),
         "data.cache": "pixels",
+        "data.loader_workers": 0,
         "data.short_side": side,
         "data.max_side": side,
         "data.augment.short_sides": [side],
@@ -112,7 +113,7 @@ def memory(arguments: argparse.Namespace) -> None:
 
 
 def _peak_and_seconds(config: RunConfig, threads: int, rounds: int) -> tuple[float, float]:
-    """Bytes that steps take beyond those of the process with its model, and the median time of a step."""
+    """Bytes that steps take beyond process, weights, gradients and moments, and the median time of a step."""
     torch.set_num_threads(threads)
     loop = build_loop(config)
     loop.network.train()
@@ -125,7 +126,8 @@ def _peak_and_seconds(config: RunConfig, threads: int, rounds: int) -> tuple[flo
             began = time.perf_counter()
             loop.train_step(batches[number % len(batches)])
             seconds.append(time.perf_counter() - began)
-    return peak.bytes - before, statistics.median(seconds)
+    trained = sum(each.nbytes for each in loop.model.parameters() if each.requires_grad)
+    return peak.bytes - before - 3 * trained, statistics.median(seconds)
 
 
 def steps_for(loop: TrainLoop, seconds: float) -> Callable[[], float]:
