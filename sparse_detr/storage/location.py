@@ -31,7 +31,7 @@ ACCESS_DEADLINE = 12.0
 left for what comes before."""
 
 _BUSY_SECONDS = 2.0
-"""In which `check_access` asks a store again that is busy: a refused request or two are no reason to end a job."""
+"""For which `check_access` repeats a request to a busy store: one that was refused is no reason to end a job."""
 _CHUNK = 4 << 20
 _TRANSFERS = 8
 """Files at a time: one request to a store takes tens of milliseconds, most of them waiting."""
@@ -263,14 +263,15 @@ def check_access(location: Location, *, writable: bool = False) -> None:
     """
     quick = location if location.is_local else replace(location, filesystem=s3_filesystem(patient=False))
     trial = f".access-{secrets.token_hex(8)}" if writable else None
-    answered(ACCESS_DEADLINE, lambda: patiently(_probe, quick, trial, seconds=_BUSY_SECONDS), location.uri)
+    answered(ACCESS_DEADLINE, lambda: _probe(quick, trial), location.uri)
 
 
 def _probe(location: Location, trial: str | None) -> None:
     """See `check_access`; `trial` names the small object, None writes none."""
-    if not location.is_local and not location.exists():
+    if not location.is_local and not patiently(location.exists, seconds=_BUSY_SECONDS):
         bucket = location.path.split("/")[0]
-        if not replace(location, path=bucket, uri=f"s3://{bucket}").exists():
+        place = replace(location, path=bucket, uri=f"s3://{bucket}")
+        if not patiently(place.exists, seconds=_BUSY_SECONDS):
             raise StorageError(
                 f"{location.uri}: bucket {bucket!r} does not exist{at_endpoint()}; create it or correct the name"
             )
@@ -278,8 +279,8 @@ def _probe(location: Location, trial: str | None) -> None:
         absent = _absent_folders(location)
         place = absent[-1].parent() if absent and location.is_local else location
         try:
-            place.child(trial).write_bytes(b"sparse-detr")
-            place.child(trial).delete_file()
+            patiently(place.child(trial).write_bytes, b"sparse-detr", seconds=_BUSY_SECONDS)
+            patiently(place.child(trial).delete_file, seconds=_BUSY_SECONDS)
         except StorageError as error:
             raise type(error)(f"{location.uri}: cannot be written to; {error}") from None
         if not location.is_local:
