@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
+from pipelines.recipes.paths import absolute_tracking_uri
 from sparse_detr.redaction import SECRET_VARIABLES
 
+_TRACKING = "MLFLOW_TRACKING_URI"
 _CARRIED = (
     *(name for name in SECRET_VARIABLES if not name.startswith("RAY_")),
     "AWS_ENDPOINT_URL",
@@ -15,7 +17,7 @@ _CARRIED = (
     "AWS_DEFAULT_REGION",
     "AWS_EC2_METADATA_DISABLED",
     "MLFLOW_S3_ENDPOINT_URL",
-    "MLFLOW_TRACKING_URI",
+    _TRACKING,
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_INSECURE_TLS",
 )
@@ -32,6 +34,8 @@ class DriverAccess:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._variables = {name: environment[name] for name in _CARRIED if name in environment}
+        if _TRACKING in self._variables:
+            self._variables[_TRACKING] = absolute_tracking_uri(self._variables[_TRACKING])
 
     def __repr__(self) -> str:
         return f"DriverAccess({', '.join(self._variables)})"

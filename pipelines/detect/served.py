@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.detect.config import PredictorConfig
 from pipelines.detect.images import ImageResult
 from pipelines.detect.predictor import Predictor
+from pipelines.tracking.model_package import IMAGE, MAX_DETECTIONS, SCORE_THRESHOLD
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError
 from sparse_detr.records import Classes
@@ -19,12 +20,9 @@ from sparse_detr.records import Classes
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
-IMAGE = "image"
-"""Column of the files' bytes, JPEG and the like."""
 COLUMNS = ("labels", "scores", "boxes", "error")
 """Of the result: class names (or ids, as texts, where the model has no names), scores, boxes (x1, y1, x2, y2) in
 pixels of the image, and the reason where it cannot be used, else an empty text."""
-SCORE_THRESHOLD, MAX_DETECTIONS = 0.3, 100
 
 
 class ServedDetector:

@@ -112,10 +112,8 @@ def explain(config: ExplainConfig) -> Explanation:
         OutputExistsError: there is a file at `output` already and `existing` is `refuse`, or a folder.
         CheckpointError, ConfigError, StorageError: model, keep ratio, image or output cannot be used.
     """
-    output = checked_file(
-        config.output, config.existing, inputs={"image": config.image, "model": model_folder(config.model)}
-    )
     source, folder = locate(config.image), locate(model_folder(config.model))
+    output = checked_file(config.output, config.existing, inputs={"image": config.image, "model": folder.uri})
     for location in (source, folder):
         check_access(location)
     if not source.exists() or source.is_dir():

@@ -12,6 +12,9 @@ from sparse_detr.storage.location import Location, check_access
 SILENCE = 15.0
 """Seconds without a finished block, after which the driver asks the stores itself. A block takes a second or two."""
 
+_END_SECONDS = 2.0
+"""Longest that the end of a run waits for a look that is under way."""
+
 
 @contextmanager
 def explained_silence(
@@ -36,12 +39,12 @@ def explained_silence(
     def look() -> None:
         told = False
         while not over.wait(silence):
-            if moved.is_set():
-                moved.clear()
-                if told:
-                    say("The store answers again; the run goes on")
+            still = not moved.is_set()
+            moved.clear()
+            if told and not still and _away(stores, over) is None:
+                say("The store answers again; the run goes on")
                 told = False
-            elif not told and (found := _away(stores)) is not None:
+            elif still and not told and (found := _away(stores, over)) is not None:
                 say(f"Waiting for the store, for up to {patience:g} s in each worker: {found}")
                 told = True
 
@@ -51,11 +54,13 @@ def explained_silence(
         yield moved.set
     finally:
         over.set()
-        watcher.join()
+        watcher.join(_END_SECONDS)
 
 
-def _away(stores: Sequence[Location]) -> StorageError | None:
+def _away(stores: Sequence[Location], over: threading.Event) -> StorageError | None:
     for store in stores:
+        if over.is_set():
+            return None
         try:
             check_access(store)
         except StorageError as error:

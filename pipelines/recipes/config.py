@@ -7,6 +7,7 @@ by dotted name, checks their types and refuses names that do not exist.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -196,10 +197,18 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip()), f"name: {self.name!r}; give the run a name")
-        for name, text in (("registered_model", self.registered_model), ("model_alias", self.model_alias)):
-            require(
-                text is None or (bool(text.strip()) and not set(text) & set("/@:")),
-                f"{name}: {text!r}; give a name without / @ and :",
-            )
+        self._require_model_names()
         require(bool(self.output.strip()), f"output: {self.output!r}; give a folder or s3://bucket/prefix")
         require_known(self.existing, resumable=True)
+
+    def _require_model_names(self) -> None:
+        name, alias = self.registered_model, self.model_alias
+        require(
+            name is None or (bool(name.strip()) and not set(name) & set("/@:'\"`")),
+            f"registered_model: {name!r}; give a name without / @ : and quotes",
+        )
+        # MLflow keeps the last ones for itself.
+        require(
+            re.fullmatch(r"[A-Za-z0-9_-]+", alias) is not None and not re.fullmatch(r"latest|v\d+", alias.lower()),
+            f"model_alias: {alias!r}; give letters, digits, _ and -, other than latest, v1, v2, ...",
+        )

@@ -16,9 +16,7 @@ def absolute(config: RunConfig) -> RunConfig:
         return locate(uri).uri if uri else uri
 
     data, training = config.data, config.training
-    tracking = config.tracking_uri
-    if tracking is not None and tracking.startswith("sqlite:///") and not tracking.startswith("sqlite:////"):
-        tracking = "sqlite:///" + full(tracking.removeprefix("sqlite:///"))
+    tracking = None if config.tracking_uri is None else absolute_tracking_uri(config.tracking_uri)
     return replace(
         config,
         output=full(config.output),
@@ -36,6 +34,12 @@ def absolute(config: RunConfig) -> RunConfig:
             init_model=_model(training.init_model),
         ),
     )
+
+
+def absolute_tracking_uri(uri: str) -> str:
+    """MLflow's tracking URI, that of a sqlite file with its whole path."""
+    file = uri.removeprefix("sqlite:///")
+    return uri if file == uri or file.startswith("/") or not file else f"sqlite:///{locate(file).uri}"
 
 
 def _model(uri: str | None) -> str | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.recipes.paths import absolute_tracking_uri
 from sparse_detr.errors import ConfigError
 from sparse_detr.redaction import without_secrets
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 KEY_LIMIT, VALUE_LIMIT, TAG_LIMIT = 250, 6000, 8000
 """Longest key, parameter and tag that MLflow takes."""
+_MARK = 8
 KEY_TAG = "sparse_detr.key"
 """Tag by which a child run is found again."""
 
@@ -24,7 +26,7 @@ OPEN_SECONDS = 180.0
 """Longest call that may be a store's first: a new database is created in 10 to 40 s."""
 
 _STORES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
-_NO_KEY_CHARACTER = re.compile(r"[^A-Za-z0-9_\-. :/]")
+_NO_KEY_CHARACTER = re.compile(r"[^\w\-. :/]")
 _ENVIRONMENT = {
     # Read at every call. A server that is away must not hold up training: by default MLflow tries 8 times, for
     # 2 minutes each.
@@ -40,8 +42,9 @@ _ENVIRONMENT = {
 
 
 def resolved_uri(uri: str | None) -> str:
-    """The tracking URI that is meant: the one given, or MLFLOW_TRACKING_URI's, or `none`."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
+    """The tracking URI that is meant: the one given, or MLFLOW_TRACKING_URI's, or `none`; of a sqlite file with its
+    whole path, so that it means the same in every process."""
+    return absolute_tracking_uri(uri or os.environ.get("MLFLOW_TRACKING_URI") or "none")
 
 
 def connect(uri: str) -> MlflowClient:
@@ -114,8 +117,22 @@ def as_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def as_key(name: str) -> str:
-    """A name with characters and length as MLflow takes them."""
-    return _NO_KEY_CHARACTER.sub("_", name)[:KEY_LIMIT]
+    """A name with characters and length as MLflow takes them, and no part of a path that it would leave out."""
+    parts = _NO_KEY_CHARACTER.sub("_", name)[:KEY_LIMIT].split("/")
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)
+
+
+def as_keys(names: Iterable[str]) -> dict[str, str]:
+    """The key of each name; names that would share one get a mark of their own."""
+    keys: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        key = as_key(name)
+        if key in taken:
+            key = f"{key[: KEY_LIMIT - _MARK - 1]}_{hashlib.sha256(name.encode()).hexdigest()[:_MARK]}"
+        taken.add(key)
+        keys[name] = key
+    return keys
 
 
 def cut(text: str, limit: int) -> str:

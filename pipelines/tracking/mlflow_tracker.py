@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipelines.tracking.metric_buffer import MetricBuffer
 from pipelines.tracking.mlflow_store import (
     KEY_TAG,
     VALUE_LIMIT,
-    as_key,
+    as_keys,
     as_tags,
     connect,
     create_run,
@@ -27,7 +28,7 @@ from pipelines.tracking.mlflow_store import (
     find_child,
     key_mark,
 )
-from pipelines.tracking.model_package import register, write_package
+from pipelines.tracking.model_package import MODEL_ARTIFACT, register, write_package
 from pipelines.tracking.provenance import DataUse
 from pipelines.tracking.tracker import NullTracker, Registration, Tracker
 from sparse_detr.deadline import within
@@ -96,10 +97,12 @@ class MlflowTracker:
         def opened(client: MlflowClient) -> Tracker:
             experiment = client.get_run(self._id).info.experiment_id
             found = find_child(client, experiment, self._id, key) if key else None
-            if found is None:
-                own = {KEY_TAG: key_mark(key)} if key else {}
-                found = create_run(client, experiment, name, self._id, {**(tags or {}), **own})
-            return MlflowTracker(self.uri, found, client)
+            if found is not None:
+                return MlflowTracker(self.uri, found, client, resumed=True)
+            own = {KEY_TAG: key_mark(key)} if key else {}
+            return MlflowTracker(
+                self.uri, create_run(client, experiment, name, self._id, {**(tags or {}), **own}), client
+            )
 
         return self._attempt("child", opened, CALL_SECONDS) or NullTracker()
 
@@ -108,7 +111,8 @@ class MlflowTracker:
 
         MLflow never changes a parameter: those that the run has already are left as they are.
         """
-        wanted = {as_key(name): cut(without_secrets(str(value), name), VALUE_LIMIT) for name, value in params.items()}
+        keys = as_keys(params)
+        wanted = {keys[name]: cut(without_secrets(str(value), name), VALUE_LIMIT) for name, value in params.items()}
 
         def write(client: MlflowClient) -> None:
             from mlflow.entities import Param
@@ -129,8 +133,8 @@ class MlflowTracker:
         if time.monotonic() >= self._paused_until:
             self._flush()
 
-    def tags(self, tags: Mapping[str, str]) -> None:
-        """Write tags; an earlier value is replaced."""
+    def tags(self, tags: Mapping[str, str], *, seconds: float | None = None) -> None:
+        """Write tags, in so many seconds at most; an earlier value is replaced."""
         entries = as_tags(tags)
 
         def write(client: MlflowClient) -> None:
@@ -138,7 +142,7 @@ class MlflowTracker:
 
             client.log_batch(self._id, tags=[RunTag(key, value) for key, value in entries.items()])
 
-        self._attempt("tags", write, CALL_SECONDS)
+        self._attempt("tags", write, CALL_SECONDS if seconds is None else seconds)
 
     def text(self, text: str, name: str) -> None:
         """Write a text file among the artifacts, without secrets."""
@@ -162,21 +166,27 @@ class MlflowTracker:
             `models:/name/version` where it was registered.
         """
 
+        late = threading.Event()
+
         def write(client: MlflowClient) -> str | None:
-            with tempfile.TemporaryDirectory() as place:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
                 package = Path(place, "package")
                 digest = write_package(folder, package)
-                client.log_artifacts(self._id, str(package), "model")
-            if registration is None:
+                client.log_artifacts(self._id, str(package), MODEL_ARTIFACT)
+                if registration is None or late.is_set():
+                    return None
+                # A place of its own: the run that goes on writes another model to the other one.
+                kept = f"models/{digest[:12]}"
+                client.log_artifacts(self._id, str(package), kept)
+            if late.is_set():
                 return None
-            name, alias = registration.name, registration.alias
-            version = register(
-                client, self._id, name, alias, digest=digest, ap=registration.ap, data=registration.data
-            )  # fmt: skip
-            return f"models:/{name}/{version}"
+            version = register(client, self._id, registration, source=f"runs:/{self._id}/{kept}", digest=digest)
+            return f"models:/{registration.name}/{version}"
 
         self.tags({"sparse_detr.model": str(folder)})
-        return self._attempt("model", write, FILES_SECONDS)
+        found = self._attempt("model", write, FILES_SECONDS)
+        late.set()
+        return found
 
     def datasets(self, used: Sequence[DataUse]) -> None:
         """Write them as inputs of the run, by name and digest."""
@@ -214,28 +224,32 @@ class MlflowTracker:
             "skipped_metrics": self.skipped, "failed_calls": sum(self.failures.values()), "unwritten_metrics": left,
         }  # fmt: skip
         if any(counts.values()):
-            self.tags({f"sparse_detr.{name}": str(count) for name, count in counts.items() if count})
-        ended = self._until(deadline - time.monotonic(), lambda: self._terminate(status))
+            tags = {f"sparse_detr.{name}": str(count) for name, count in counts.items() if count}
+            self.tags(tags, seconds=min(CALL_SECONDS, max(1.0, deadline - time.monotonic())))
+        ended = self._until(deadline - time.monotonic(), lambda left: self._terminate(status, left))
         if left or not ended:
             what = f"{left} points of its curves are missing" if left else f"it is not marked as {status}"
             logger.warning("MLflow at %s: did not answer; run %s: %s", without_secrets(self.uri), self._id, what)
 
-    def _terminate(self, status: str) -> bool:
+    def _terminate(self, status: str, seconds: float) -> bool:
         def work(client: MlflowClient) -> bool:
             client.set_terminated(self._id, status)
             return True
 
-        return bool(self._attempt("finish", work, CALL_SECONDS))
+        return bool(self._attempt("finish", work, seconds))
 
-    def _until(self, seconds: float, work: Callable[[], bool]) -> bool:
-        """Try until it succeeds, or no time is left for another time."""
+    def _until(self, seconds: float, work: Callable[[float], bool]) -> bool:
+        """Try until it succeeds, or no time is left for another time; `work` is told its longest time, in seconds."""
         deadline = time.monotonic() + seconds
-        while not (done := work()) and time.monotonic() + _RETRY_SECONDS < deadline:
+        while not (done := work(min(CALL_SECONDS, max(1.0, deadline - time.monotonic())))):
+            if time.monotonic() + _RETRY_SECONDS >= deadline:
+                break
             time.sleep(_RETRY_SECONDS)
         return done
 
-    def _flush(self) -> bool:
-        if not len(self._buffer) or self._attempt("metrics", self._buffer.write, CALL_SECONDS):
+    def _flush(self, seconds: float | None = None) -> bool:
+        seconds = CALL_SECONDS if seconds is None else seconds
+        if not len(self._buffer) or self._attempt("metrics", self._buffer.write, seconds):
             return True
         self._paused_until = time.monotonic() + PAUSE_SECONDS
         return False

@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
+    from pipelines.tracking.tracker import Registration
+
 _LOADER = "pipelines.detect.served"
 """Module that loads it: by name, and nothing is pickled."""
+MODEL_ARTIFACT = "model"
+"""Artifact folder of the run's newest model."""
+IMAGE = "image"
+"""Input column: the files' bytes, JPEG and the like."""
+SCORE_THRESHOLD, MAX_DETECTIONS = 0.3, 100
 _EXAMPLE_SIDES = (96, 128)
 """Height and width of the input example, pixels."""
 
@@ -55,45 +62,45 @@ def write_package(folder: str | Path, target: Path) -> str:
     return hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest()
 
 
-def register(
-    client: MlflowClient, run_id: str, name: str, alias: str, *, digest: str, ap: float | None, data: str
-) -> str:
-    """Make the run's model a version of a registered model; the same model of a run is registered once.
+def register(client: MlflowClient, run_id: str, registration: Registration, *, source: str, digest: str) -> str:
+    """Make a model of the run a version of a registered model; the same model of a run is registered once.
 
     The alias moves to it, unless the version that bears it was measured on the same data with a higher AP.
 
     Args:
         client: of the run's MLflow.
-        run_id: whose artifact folder `model` it is.
-        name: of the registered model, which is created if absent.
-        alias: such as `best`.
+        run_id: that trained it.
+        registration: name, alias, AP and data.
+        source: URI of the artifacts, which nobody writes to again.
         digest: of the model's manifest.
-        ap: on the validation data; None where it was not measured.
-        data: digest of the validation data.
 
     Returns:
         The version.
     """
     from mlflow.exceptions import MlflowException
 
+    name, ap = registration.name, registration.ap
     with suppress(MlflowException):  # It is there; where it could not be made, the next call says so.
         client.create_registered_model(name)
-    tags = {DIGEST_TAG: digest, DATA_TAG: data} | ({} if ap is None else {AP_TAG: repr(ap)})
+    tags = {DIGEST_TAG: digest, DATA_TAG: registration.data} | ({} if ap is None else {AP_TAG: repr(ap)})
     found = [v for v in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
              if v.tags.get(DIGEST_TAG) == digest]  # fmt: skip
-    new = found[0] if found else client.create_model_version(name, f"runs:/{run_id}/model", run_id, tags=tags)
-    if _may_take(_holder(client, name, alias), tags):
-        client.set_registered_model_alias(name, alias, new.version)
+    new = found[0] if found else client.create_model_version(name, source, run_id, tags=tags)
+    if _may_take(_holder(client, name, registration.alias), tags):
+        client.set_registered_model_alias(name, registration.alias, new.version)
     return str(new.version)
 
 
 def _holder(client: MlflowClient, name: str, alias: str) -> Any:
+    """The version that bears the alias; None where none does, which only the registry can say."""
     from mlflow.exceptions import MlflowException
 
     try:
         return client.get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
 
 
 def _may_take(holder: Any, tags: dict[str, str]) -> bool:
@@ -115,12 +122,12 @@ def _signature() -> ModelSignature:
         ColSpec(DataType.string, "error"),
     ]
     params = [
-        ParamSpec("score_threshold", DataType.double, 0.3),
-        ParamSpec("max_detections", DataType.long, 100),
+        ParamSpec("score_threshold", DataType.double, SCORE_THRESHOLD),
+        ParamSpec("max_detections", DataType.long, MAX_DETECTIONS),
         ParamSpec("keep_ratio", DataType.double, 0.0),
     ]
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs), params=ParamSchema(params)
+        inputs=Schema([ColSpec(DataType.binary, IMAGE)]), outputs=Schema(outputs), params=ParamSchema(params)
     )
 
 
@@ -134,7 +141,7 @@ def _example() -> Any:
     ImageDraw.Draw(picture).ellipse((30, 20, 80, 70), fill=(180, 40, 40))
     file = io.BytesIO()
     picture.save(file, "JPEG")
-    return pd.DataFrame({"image": [file.getvalue()]})
+    return pd.DataFrame({IMAGE: [file.getvalue()]})
 
 
 @contextmanager

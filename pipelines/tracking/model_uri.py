@@ -15,12 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipelines.tracking.mlflow_store import OPEN_SECONDS, connect, resolved_uri
+from pipelines.tracking.mlflow_store import connect, resolved_uri
 from sparse_detr.deadline import within
-from sparse_detr.errors import CheckpointError, ConfigError, StorageError, StoreUnavailableError
+from sparse_detr.errors import CheckpointError, ConfigError, StorageError, StoreRefusedError, StoreUnavailableError
 from sparse_detr.redaction import without_secrets
 from sparse_detr.storage.download import cache_folder
-from sparse_detr.storage.location import locate
+from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.s3 import explained
+from sparse_detr.weights.model_folder import MANIFEST
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +32,10 @@ T = TypeVar("T")
 MODEL_DATA = "data/model"
 """The model folder within a model that training logs: MLflow puts there what it does not know itself."""
 
-_FETCH_SECONDS = 600.0
+_LOOKUP_SECONDS, _FETCH_SECONDS = 12.0, 600.0
+"""Longest question, since commands promise an error within 15 s, and longest download."""
+_UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND")
+_REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 _SCHEMES = ("models:/", "runs:/")
 _FORMS = "models:/name@alias, models:/name/version, models:/name/latest or runs:/run id/model"
 
@@ -81,8 +86,8 @@ def model_folder(uri: str, tracking_uri: str | None = None) -> str:
 def _folder(uri: str, tracking_uri: str) -> str:
     root = _asked(uri, tracking_uri, lambda client: _artifact_uri(client, uri))
     if root.startswith(("file:", "s3://", "/")):
-        return _within(root, uri)
-    return _within(str(_fetched(uri, tracking_uri)), uri)
+        return _within(locate(root), uri)
+    return str(_fetched(root, uri, tracking_uri) / MODEL_DATA)
 
 
 def _artifact_uri(client: MlflowClient, uri: str) -> str:
@@ -98,26 +103,29 @@ def _artifact_uri(client: MlflowClient, uri: str) -> str:
     return _artifact_uri(client, source) if is_model_uri(source) else str(source)
 
 
-def _within(root: str, uri: str) -> str:
-    folder = locate(root)
+def _within(folder: Location, uri: str) -> str:
+    # First what is quick to say so where the store is silent.
+    check_access(folder)
     for place in (folder, folder.child(MODEL_DATA)):
-        if place.child("manifest.json").exists():
+        if place.child(MANIFEST).exists():
             return place.uri
     raise CheckpointError(
         f"model: {uri} is at {folder.uri}, which holds no model folder of sparse-detr; name one that training logged"
     )
 
 
-def _fetched(uri: str, tracking_uri: str) -> Path:
-    """A copy in this machine's cache, whole or not there."""
-    mark = hashlib.sha256(f"{tracking_uri} {uri}".encode()).hexdigest()[:24]
-    place = Path(cache_folder().child("models", mark).path)
-    if place.is_dir():
-        return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-        _asked(uri, tracking_uri, lambda _: _download(uri, tracking_uri, folder), _FETCH_SECONDS)
-        found = Path(folder, "whole")
+def _fetched(root: str, uri: str, tracking_uri: str) -> Path:
+    """A copy in this machine's cache, whole or not there: by the digest of its manifest, since a name may come to mean
+    another model."""
+    models = Path(cache_folder().child("models").path)
+    with explained(str(models)):
+        models.mkdir(parents=True, exist_ok=True)
+    with explained(str(models)), tempfile.TemporaryDirectory(dir=models, ignore_cleanup_errors=True) as folder:
+        manifest = _download(f"{root}/{MODEL_DATA}/{MANIFEST}", uri, tracking_uri, Path(folder, "manifest"))
+        place = models / hashlib.sha256(manifest.read_bytes()).hexdigest()[:32]
+        if place.is_dir():
+            return place
+        found = _download(root, uri, tracking_uri, Path(folder, "whole"))
         try:
             os.rename(found, place)
         except OSError:
@@ -127,13 +135,21 @@ def _fetched(uri: str, tracking_uri: str) -> Path:
     return place
 
 
-def _download(uri: str, tracking_uri: str, folder: str) -> None:
-    from mlflow.artifacts import download_artifacts
+def _download(artifact: str, uri: str, tracking_uri: str, target: Path) -> Path:
+    """A file or a folder of MLflow's artifacts, below a new folder."""
 
-    parts = Path(folder, "parts")
-    parts.mkdir()
-    found = download_artifacts(artifact_uri=uri, dst_path=str(parts), tracking_uri=tracking_uri)
-    os.rename(found, Path(folder, "whole"))
+    def work(_: MlflowClient) -> str:
+        from mlflow.artifacts import download_artifacts
+
+        target.mkdir()
+        try:
+            return str(download_artifacts(artifact_uri=artifact, dst_path=str(target), tracking_uri=tracking_uri))
+        except (OSError, ImportError) as error:  # What `requests` raises is an OSError.
+            raise StorageError(
+                f"model: {uri}: its artifacts cannot be fetched ({without_secrets(str(error))[:300]})"
+            ) from None
+
+    return Path(_asked(uri, tracking_uri, work, _FETCH_SECONDS))
 
 
 def _latest(client: MlflowClient, name: str) -> int:
@@ -149,26 +165,29 @@ def _require_form(good: bool, uri: str) -> None:
         raise ConfigError(f"model: {uri!r} is none of MLflow's names; give {_FORMS}")
 
 
-def _asked(uri: str, tracking_uri: str | None, work: Callable[[MlflowClient], T], seconds: float = OPEN_SECONDS) -> T:
-    from mlflow.exceptions import MlflowException, RestException
+def _asked(uri: str, tracking_uri: str | None, work: Callable[[MlflowClient], T], seconds: float | None = None) -> T:
+    from mlflow.exceptions import MlflowException
 
     address = resolved_uri(tracking_uri)
     if address == "none":
-        raise ConfigError(f"model: {uri} is a name of MLflow's, but no MLflow is named; set MLFLOW_TRACKING_URI")
-    client = connect(address)
-    shown = without_secrets(address)
+        raise ConfigError(
+            f"model: {uri} is a name of MLflow's, but no MLflow is named; set MLFLOW_TRACKING_URI or tracking_uri"
+        )
+    shown, file = without_secrets(address), address.removeprefix("sqlite:///")
+    if file != address and not Path(file).is_file():
+        # A client would make one.
+        raise CheckpointError(f"model: {uri} is not known to MLflow: {shown} is not there; correct the tracking URI")
+    client, seconds = connect(address), _LOOKUP_SECONDS if seconds is None else seconds
     try:
         return within(seconds, lambda: work(client))
     except TimeoutError:
         raise StoreUnavailableError(f"model: MLflow at {shown} does not answer in {seconds:.0f} s") from None
-    except StorageError:
-        raise
     except MlflowException as error:
         said = without_secrets(" ".join(str(error).split()))[:300]
-        known = isinstance(error, RestException) or error.error_code in (
-            "RESOURCE_DOES_NOT_EXIST",
-            "INVALID_PARAMETER_VALUE",
-        )
-        if known:
+        if error.error_code in _UNKNOWN:
             raise CheckpointError(f"model: {uri} is not known to MLflow at {shown} ({said}); give {_FORMS}") from None
+        if error.error_code in _REFUSED:
+            raise StoreRefusedError(
+                f"model: MLflow at {shown} refuses {uri} ({said}); check MLFLOW_TRACKING_USERNAME and its password"
+            ) from None
         raise StoreUnavailableError(f"model: MLflow at {shown} cannot be asked for {uri} ({said})") from None

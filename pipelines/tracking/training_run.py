@@ -25,7 +25,10 @@ from sparse_detr.redaction import values_without_secrets
 
 
 def continue_run(uri: str, run_id: str) -> Tracker | None:
-    """The run of that id, running again; None where this store has no such run, or does not answer."""
+    """The run of that id, running again; None where this store says that it has none.
+
+    Where it does not answer, the run is written to all the same, as soon as it does.
+    """
     client = connect(uri)
 
     def opened() -> Tracker:
@@ -37,7 +40,8 @@ def continue_run(uri: str, run_id: str) -> Tracker | None:
         return within(OPEN_SECONDS, opened)
     except Exception as error:
         warn(uri, "continue", error)
-        return None
+        gone = getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+        return None if gone else MlflowTracker(uri, run_id, client, resumed=True)
 
 
 def open_run(

@@ -86,7 +86,7 @@ def fit(config: RunConfig, output: Location, tracker: Tracker, listeners: Listen
     record.complete = True
     watch.save()
     best = best_checkpoint(checkpoints_of(output, config), result.history)
-    return Fitted(history=result.history, best=best, record=record.summary())
+    return Fitted(history=result.history, best=best, record=record.summary(), unwritten=result.unwritten)
 
 
 def _watched(trainer: Trainer, watch: Watch, stop: Stop) -> WorkerResult:

@@ -116,7 +116,7 @@ def continued_run(claim: Claim, config: RunConfig) -> tuple[RunConfig, str | Non
         return _settled(config, config), None
     output = claim.output
     before, run_id = _read_run(output.child(RUN_FILE))
-    before, config = _settled(before, before), _settled(config, before)
+    before, config = _settled(before, before), _same_version(_settled(config, before), before)
     changes = differences(to_dict(before), to_dict(config))
     require(
         not changes,
@@ -137,6 +137,15 @@ def _settled(config: RunConfig, source: RunConfig) -> RunConfig:
     """The run with a size of micro-batches: its own, or that of `source`."""
     size = config.training.micro_batch or source.training.images_per_micro_batch
     return replace(config, training=replace(config.training, micro_batch=size))
+
+
+def _same_version(config: RunConfig, source: RunConfig) -> RunConfig:
+    """The run with the version of `init_model` that `source` has, where this one names it by an alias, or `latest`."""
+    given, had = config.training.init_model or "", source.training.init_model or ""
+    name = given.partition("@")[0].removesuffix("/latest")
+    if not given.startswith("models:/") or name == given or had.rpartition("/")[0] != name:
+        return config
+    return replace(config, training=replace(config.training, init_model=had))
 
 
 def checkpoints_of(output: Location, config: RunConfig) -> CheckpointStore:

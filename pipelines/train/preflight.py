@@ -9,13 +9,14 @@ from pipelines.cli.console import listing
 from pipelines.cluster.session import prepare_environment
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.paths import absolute
+from pipelines.tracking.mlflow_store import resolved_uri
 from pipelines.tracking.model_uri import model_folder, pinned
 from pipelines.tracking.provenance import DataUse
 from pipelines.tracking.tracker import Tracker
 from pipelines.train.engine.batches import LOCATIONS, read_annotations, require_locations
 from pipelines.train.engine.build import with_classes
 from pipelines.train.engine.initial_weights import describe_initial_model
-from pipelines.train.output import CHECKPOINTS
+from pipelines.train.output import CHECKPOINTS, RUN_FILE
 from sparse_detr.data.coco import verify_images
 from sparse_detr.data.coco_index import CocoIndex
 from sparse_detr.errors import require
@@ -100,27 +101,39 @@ def preflight(config: RunConfig) -> Preflight:
     """
     prepare_environment()
     require_locations(config.data)
-    config = _pinned(absolute(config))
+    config = absolute(config)
     output = locate(config.output)
     check_access(output, writable=True)
-    data = check_data(config)
+    require(
+        config.registered_model is None or resolved_uri(config.tracking_uri) != "none",
+        f"registered_model: {config.registered_model!r} without MLflow; give tracking_uri, or set MLFLOW_TRACKING_URI",
+    )
+    goes_on = config.existing == "resume" and output.child(RUN_FILE).exists()
+    # A run that goes on keeps the version that it began with: see `continued_run`.
+    config = config if goes_on else _pinned(config)
+    data = check_data(config, starts=not goes_on)
     config = with_classes(config, data.classes)
     resumed = config.existing == "resume" and output.child(CHECKPOINTS).exists()
     weights = None if resumed else describe_initial_model(config, data.classes)
     return Preflight(config=config, output=output, start=RunStart(data=data, weights=weights))
 
 
-def check_data(config: RunConfig) -> CheckedData:
+def check_data(config: RunConfig, *, starts: bool = True) -> CheckedData:
     """Read the annotations and look for every image, before any worker starts.
 
     A store that refuses or says nothing is an error within 15 seconds.
+
+    Args:
+        config: the run.
+        starts: whether it needs its starting weights.
 
     Raises:
         ConfigError, AnnotationError, StorageError: what is wrong with them.
     """
     data, training = config.data, config.training
     require_locations(data)
-    folder = None if training.init_model is None else model_folder(training.init_model, config.tracking_uri)
+    wanted = training.init_model if starts else None
+    folder = None if wanted is None else model_folder(wanted, config.tracking_uri)
     for uri in (*(getattr(data, name) for name in LOCATIONS), folder):
         if uri is not None:
             check_access(locate(uri))

@@ -27,6 +27,8 @@ class Fitted:
     """Folder name of the best checkpoint."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """What happened: see `RunRecord.summary`."""
+    unwritten: int = 0
+    """Points of curves that MLflow did not take."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from pipelines.recipes.config import RunConfig
 from pipelines.tracking.tracker import Registration, Tracker
 from pipelines.tracking.training_run import open_tracker
 from pipelines.train.curves import record_curves
+from pipelines.train.engine.checkpoint_store import Position
 from pipelines.train.engine.progress import Listeners, OnNotice, OnProgress
 from pipelines.train.output import (
     begin_run,
@@ -50,18 +51,17 @@ class TrainResult:
     """Findings before the first step: data, starting weights."""
     run_id: str | None = None
     """MLflow run."""
+    best: Mapping[str, float]
+    """Metrics of the epoch whose model this is: the one with the best AP."""
     registered: str | None = None
     """`models:/name/version` of the model, where it was registered."""
 
-    @property
-    def best(self) -> Mapping[str, float]:
-        """Metrics of the epoch with the best AP."""
-        return best_epoch(self.history)
 
-
-def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """Metrics of the first epoch with the highest AP."""
-    return max(history, key=lambda metrics: metrics.get("ap", -1.0))
+def metrics_of(checkpoint: str, history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """Metrics of the epoch that a checkpoint of this folder name was written after."""
+    place = Position.of(checkpoint)
+    of_epoch = [row for row in history if place is not None and row.get("epoch") == place.begun]
+    return of_epoch[0] if of_epoch else history[-1]
 
 
 def train(
@@ -109,8 +109,14 @@ def train(
         listeners = Listeners(on_progress=on_progress, on_notice=on_notice)
         fitted = (launch or _fit)(config, output, tracker, listeners)
         history, model = fitted.history, publish_model(output, fitted.best)
-        registered = tracker.model(model.uri, _registration(config, history, start.data))
-        record_curves(history, best_epoch(history), tracker)
+        if fitted.unwritten:
+            missing = f"MLflow did not answer: {fitted.unwritten} points of the curves are missing in its run"
+            tracker.tags({"sparse_detr.unwritten_metrics": str(fitted.unwritten)})
+            if on_notice is not None:
+                on_notice(f"{missing}; result.json has all epochs")
+        best = metrics_of(fitted.best, history)
+        registered = tracker.model(model.uri, _registration(config, best.get("ap"), start.data))
+        record_curves(history, best, tracker)
         tracker.text(json.dumps(fitted.record, indent=1), EVENTS_FILE)
         seconds, speed = time.perf_counter() - started, mean_throughput(history)
         lost = {name: float(fitted.record.get(name, 0)) for name in ("steps_redone", "seconds_lost")}
@@ -118,10 +124,15 @@ def train(
         tracker.metrics({"seconds": seconds, "mean_images_per_second": speed} | restarts, len(history))
     summary = {"history": history, "seconds": seconds, "images_per_second": speed, "model": model.uri,
                "registered_model": registered}  # fmt: skip
-    write_result(output, summary | {"broken_images": read_broken_images(output), "record": fitted.record})
+    write_result(
+        output,
+        summary
+        | {"unwritten_metrics": fitted.unwritten, "broken_images": read_broken_images(output), "record": fitted.record},
+    )
     return TrainResult(
         checkpoint=model.uri,
         history=tuple(history),
+        best=best,
         seconds=seconds,
         images_per_second=speed,
         start=start,
@@ -130,10 +141,9 @@ def train(
     )
 
 
-def _registration(config: RunConfig, history: Sequence[Mapping[str, float]], data: CheckedData) -> Registration | None:
+def _registration(config: RunConfig, ap: float | None, data: CheckedData) -> Registration | None:
     if config.registered_model is None:
         return None
-    ap = max((metrics["ap"] for metrics in history if "ap" in metrics), default=None)
     (val,) = (used for used in data.used if used.name == "val")
     return Registration(name=config.registered_model, alias=config.model_alias, ap=ap, data=val.digest)
 

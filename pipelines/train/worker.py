@@ -57,6 +57,8 @@ class WorkerResult:
     """Metrics of every whole epoch."""
     stopped: bool
     """Whether it ended early because it was asked to."""
+    unwritten: int = 0
+    """Points of curves that MLflow did not take, as its server is away."""
 
 
 def train_worker(settings: dict[str, Any]) -> WorkerResult:
@@ -92,13 +94,13 @@ def train_worker(settings: dict[str, Any]) -> WorkerResult:
     if checkpointer is not None:
         tell(task.box, StepDone(step=loop.step))
         checkpointer.close()
-    tracker.settle()
+    unwritten = tracker.settle()
     if loop.stopped:
         # Also a meeting: the others must not end while the first still writes.
         reason = loop.ranks.first(PULSE.asked)
         if reason != "stop":
             raise LeftError(reason)
-    return WorkerResult(history=history, stopped=loop.stopped)
+    return WorkerResult(history=history, stopped=loop.stopped, unwritten=unwritten)
 
 
 def _first_hooks(task: WorkerTask, config: RunConfig, checkpointer: Checkpointer, tracker: Tracker) -> FirstRankHooks:

@@ -87,6 +87,11 @@ def test_override_names_what_is_wrong(changes: dict[str, Any], words: tuple[str,
         (lambda: DataConfig(cache="disk"), ("data.cache", "disk", "pixels")),  # type: ignore[arg-type]
         (lambda: DataConfig(train_limit=0), ("data.train_limit", "0")),
         (lambda: RunConfig(name=" "), ("name",)),
+        (lambda: RunConfig(registered_model="it's"), ("registered_model", "it's")),
+        (lambda: RunConfig(registered_model="models:/x"), ("registered_model", "models:/x")),
+        (lambda: RunConfig(model_alias="v2"), ("model_alias", "v2")),
+        (lambda: RunConfig(model_alias="Latest"), ("model_alias", "Latest")),
+        (lambda: RunConfig(model_alias="best model"), ("model_alias", "best model")),
         (lambda: RunConfig(existing="append"), ("existing", "append", "overwrite")),  # type: ignore[arg-type]
         (lambda: RunConfig(model=ModelConfig(query_source="learned")), ("keep_ratio", "learned")),
     ],

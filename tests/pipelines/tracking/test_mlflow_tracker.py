@@ -27,7 +27,7 @@ from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.provenance import DataUse, provenance_tags
 from pipelines.tracking.system_metrics import system_metrics
 from pipelines.tracking.tracker import NullTracker, Tracker
-from pipelines.tracking.training_run import open_run, open_tracker
+from pipelines.tracking.training_run import continue_run, open_run, open_tracker
 from sparse_detr.errors import ConfigError
 from sparse_detr.storage.location import Location
 
@@ -100,9 +100,29 @@ def test_metrics(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracker.skipped == 3
     history = MlflowClient(tracker.uri).get_metric_history(tracker.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
-    assert read(tracker).data.metrics == {"loss": 1.0, "ap": 0.25, "class_0_ _": 3.0}
+    assert read(tracker).data.metrics == {"loss": 1.0, "ap": 0.25, "class_0_ é": 3.0}
     tracker.finish()
     assert read(tracker).data.tags["sparse_detr.skipped_metrics"] == "3"
+
+
+def test_names_that_mlflow_refuses_or_that_look_alike_hold_up_nothing(tracker: Tracker) -> None:
+    """Class names are the user's: each gets a curve, whatever is in it."""
+    names = ["ap/cell/", "ap/a//b", "ap/..", "ap/.", "ap/猫", "ap/狗", "ap/x[", "ap/x]"]
+    names += ["ap/" + "y" * length for length in (300, 301)]
+    tracker.metrics({"loss": 1.0} | {name: float(place) for place, name in enumerate(names)}, 1)
+    tracker.metrics({"loss": 0.5}, 2)
+    assert tracker.failures == {}
+    written = read(tracker).data.metrics
+    assert written["loss"] == 0.5
+    assert sorted(value for key, value in written.items() if key != "loss") == [float(i) for i in range(len(names))]
+    assert written["ap/猫"] == 4.0
+
+
+def test_a_point_that_mlflow_refuses_is_left_out_alone(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.tracking.metric_buffer.as_keys", lambda names: {name: name for name in names})
+    tracker.metrics({"loss": 1.0, "bad[name]": 2.0, "ap": 0.5}, 1)
+    assert read(tracker).data.metrics == {"loss": 1.0, "ap": 0.5}
+    assert tracker.settle() == 1
 
 
 def test_more_metrics_than_one_call_takes(tracker: Tracker) -> None:
@@ -357,6 +377,39 @@ def test_steps_that_are_done_anew_are_not_written_again() -> None:
         tracker.metrics({"a": float(step), "new": 0.0}, step)
     assert [step for key, _, step in client.points if key == "a"] == [4, 5]
     assert [step for key, _, step in client.points if key == "new"] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("status", "longest"), [("KILLED", 1.0), ("FINISHED", 2.0)])
+def test_the_end_is_bounded_whatever_the_server_does(
+    monkeypatch: pytest.MonkeyPatch, status: str, longest: float
+) -> None:
+    """A call that never returns may take 30 s while the training goes on, and no more than is left at its end."""
+    monkeypatch.setattr(tracking, "KILLED_SECONDS", 1.0)
+    monkeypatch.setattr(tracking, "END_SECONDS", 2.0)
+    release = threading.Event()
+
+    class Silent(FlakyClient):
+        def log_batch(self, run_id: str, metrics: Any = (), tags: Any = ()) -> None:
+            release.wait(60)
+
+        def set_terminated(self, run_id: str, status: str) -> None:
+            release.wait(60)
+
+    tracker = MlflowTracker("http://x", "run", Silent())  # type: ignore[arg-type]
+    tracker._paused_until = time.monotonic() + 100
+    tracker.metrics({"a": 1.0}, 1)
+    begin = time.monotonic()
+    tracker.finish(status)
+    # The points, the tags and the end get a second each at least.
+    assert time.monotonic() - begin < longest + 4
+    release.set()
+
+
+def test_a_run_that_goes_on_while_the_server_is_away_stays_the_same_run(mlflow_uri: str) -> None:
+    assert continue_run(mlflow_uri, "0" * 32) is None
+    away = continue_run("http://127.0.0.1:9", "a-run")
+    assert away is not None
+    assert (away.run_id, away.uri) == ("a-run", "http://127.0.0.1:9")
 
 
 def test_a_server_that_was_away_at_the_restart_is_asked_once_it_is_back() -> None:

@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from PIL import Image
 
 from pipelines.detect.config import PredictorConfig
@@ -27,6 +30,7 @@ from pipelines.tracking.training_run import open_run
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import CheckpointError, ConfigError, StoreUnavailableError
 from sparse_detr.storage.location import Location, locate
+from sparse_detr.weights.model_folder import save_model
 
 
 @pytest.fixture
@@ -89,6 +93,43 @@ def test_the_alias_stays_with_the_better_model_of_the_same_data(
 def test_a_run_that_ends_twice_registers_once(tracker: Tracker, model_folder: str) -> None:
     assert tracker.model(model_folder, _registration("twice")) == "models:/twice/1"
     assert tracker.model(model_folder, _registration("twice")) == "models:/twice/1"
+
+
+def test_a_version_keeps_its_weights_when_its_run_goes_on(tracker: Tracker, model_folder: str, tmp_path: Path) -> None:
+    other = SparseDetr.from_pretrained(model_folder)
+    with torch.no_grad():
+        next(other.parameters()).add_(1.0)
+    save_model(str(tmp_path / "other"), other)
+    assert tracker.model(model_folder, _registration("kept")) == "models:/kept/1"
+    assert tracker.model(tmp_path / "other", _registration("kept")) == "models:/kept/2"
+    first, second = _weights(_folder("models:/kept/1")), _weights(_folder("models:/kept/2"))
+    expected = _weights(model_folder)
+    assert all(np.array_equal(first[name], expected[name]) for name in expected)
+    assert not all(np.array_equal(first[name], second[name]) for name in expected)
+
+
+def test_a_registry_that_fails_moves_no_alias(
+    tracker: Tracker, model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker.model(model_folder, _registration("steady", ap=0.9))
+
+    def busy(self: MlflowClient, name: str, alias: str) -> None:
+        raise MlflowException("try later", error_code=TEMPORARILY_UNAVAILABLE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "get_model_version_by_alias", busy)
+        assert open_run(tracker.uri, "tests", "x").model(model_folder, _registration("steady", ap=0.1)) is None
+        with pytest.raises(StoreUnavailableError, match="cannot be asked"):
+            _folder("models:/steady@best")
+    assert pinned("models:/steady@best") == "models:/steady/1"
+
+
+def test_a_database_that_is_not_there_is_not_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///absent/mlflow.db")
+    with pytest.raises(CheckpointError, match=f"sqlite:///{tmp_path}/absent/mlflow.db is not there"):
+        _folder("models:/cells@best")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -234,6 +275,8 @@ def test_artifacts_behind_a_server_are_fetched_once(
     assert Path(place, "model.safetensors").stat().st_mtime_ns == written
     # Beside it nothing is left of the download.
     assert len(list((tmp_path / "cache" / "sparse-detr" / "models").iterdir())) == 1
+    model_uri._folder.cache_clear()
+    assert _folder(f"runs:/{tracker.run_id}/model") == place, "the same model by another name"
     table, _ = _score("models:/served@best", pictures, server, tmp_path)
     _assert_scored_as_here(table, pictures, model_folder)
 

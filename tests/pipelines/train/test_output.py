@@ -98,6 +98,21 @@ def test_resume_finds_the_mlflow_run_and_keeps_everything(config: RunConfig) -> 
     assert output.list(recursive=True) == before
 
 
+@pytest.mark.parametrize("alias", ["@best", "/latest", "/3"])
+def test_a_run_goes_on_though_the_alias_of_its_start_has_moved(config: RunConfig, alias: str) -> None:
+    leave_results(override(config, {"training.init_model": "models:/cells/3"}))
+    again = override(config, {"training.init_model": f"models:/cells{alias}", "existing": "resume"})
+    kept, run_id = continued_run(claim_output(locate(config.output), again), again)
+    assert (kept.training.init_model, run_id) == ("models:/cells/3", "abc")
+
+
+@pytest.mark.parametrize("other", ["models:/cells/4", "models:/others@best", "/a/folder"])
+def test_another_start_is_refused(config: RunConfig, other: str) -> None:
+    leave_results(override(config, {"training.init_model": "models:/cells/3"}))
+    with pytest.raises(ConfigError, match=r"training\.init_model: 'models:/cells/3', now"):
+        resumed(override(config, {"training.init_model": other}))
+
+
 def test_a_run_that_begins_again_is_not_complete(config: RunConfig) -> None:
     leave_results(config)
 

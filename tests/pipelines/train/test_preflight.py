@@ -160,6 +160,8 @@ def test_sweep_says_what_was_left_out(
         ({"training.init_model": "/nowhere"}, "/nowhere: absent, not a model folder"),
         ({"training.init_backbone": "/nowhere.pth"}, "/nowhere.pth"),
         ({"output": "/proc/run"}, "/proc/run: cannot be written to"),
+        ({"registered_model": "cells", "tracking_uri": "none"}, "registered_model: 'cells' without MLflow"),
+        ({"training.init_model": "models:/cells@best", "tracking_uri": "none"}, "no MLflow is named"),
     ],
 )
 def test_a_user_error_is_found_before_ray_starts(quick_run: RunConfig, changes: dict[str, Any], message: str) -> None:
