@@ -19,9 +19,9 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from pipelines.train import policies, supervision
 from pipelines.train.engine.news import Ended, Fact, Silent
 from pipelines.train.engine.pulse import LeftError, Pulse, Sign
-from pipelines.train.policies import HungError, ResizeAtCheckpoint, RestartPolicy, cause
+from pipelines.train.policies import HungError, ResizeAtCheckpoint, RestartPolicy, cause, final_error
 from pipelines.train.supervision import Supervision
-from sparse_detr.errors import ImageError
+from sparse_detr.errors import ImageError, StoreUnavailableError
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
 
@@ -66,6 +66,18 @@ def test_a_user_error_is_final() -> None:
     policy = RestartPolicy(FailureConfig(max_failures=2), box)
     assert policy.make_decision(failed(w0=RESET, w1=ImageError("7.jpg: broken"))) is RAISE
     assert box.facts == []
+
+
+def test_a_store_that_is_away_counts_as_a_failure() -> None:
+    box = Box()
+    policy = RestartPolicy(FailureConfig(max_failures=2), box)
+    away = failed(w0=RESET, w1=StoreUnavailableError("s3://bucket/7.jpg: the store is busy or away"))
+    assert [policy.make_decision(away) for _ in range(3)] == [RETRY, RETRY, RAISE]
+    assert final_error(away) is None
+    assert box.facts == [Ended(kind="failure", cause="worker 1 failed: s3://bucket/7.jpg: the store is busy or away")] * 3
+    both = failed(w0=StoreUnavailableError("away"), w1=ImageError("7.jpg: broken"))
+    assert RestartPolicy(FailureConfig(max_failures=2), box).make_decision(both) is RAISE
+    assert isinstance(final_error(both), ImageError)
 
 
 @pytest.mark.parametrize("reason", ["resize", "preemption"])
