@@ -81,9 +81,7 @@ def train_worker(settings: dict[str, Any]) -> WorkerResult:
         tracker = MlflowTracker.attach(*task.run, resumed=True)
     hooks = RankHooks() if checkpointer is None else _first_hooks(task, config, checkpointer, tracker)
     newest = Ranks(rank, world_size).first(patiently(store.newest) if rank == 0 else None)
-    loop = build_loop(
-        config, rank=rank, world_size=world_size, device=device, hooks=hooks, restored=newest is not None
-    )
+    loop = build_loop(config, rank=rank, world_size=world_size, device=device, hooks=hooks, restored=newest is not None)
     if newest is not None:
         _restore(loop, store, newest)
     if rank == 0:
