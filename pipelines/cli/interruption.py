@@ -38,12 +38,17 @@ def patient_stop(seconds: float) -> Iterator[Stop]:
 
     In another thread than the main one, which gets no signals, nothing is changed, nor for a signal that is ignored.
     """
-    stop = Stop()
+    stop, others = Stop(), signal.getsignal(signal.SIGALRM)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def received(number: int, _frame: FrameType | None) -> None:
+    def received(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGALRM and stop.number is None:
+            # An alarm of somebody else's, such as a test's limit: no wish to stop.
+            if callable(others):
+                others(number, frame)
+            return
         if stop.number is not None or seconds <= 0:
             raise Interrupted(number=stop.number or number)
         stop.number = number

@@ -16,14 +16,13 @@ from ray.train.v2.api.config import RunConfig as RayRunConfig
 
 from pipelines.cli.interruption import Interrupted, Stop, patient_stop
 from pipelines.cluster.access import DriverAccess
-from pipelines.cluster.user_errors import find
 from pipelines.recipes.config import RunConfig, TrainingConfig
 from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.training_run import address
 from pipelines.train.engine.news import NewsBox
 from pipelines.train.engine.progress import Listeners
 from pipelines.train.output import CHECKPOINTS, best_checkpoint, checkpoints_of
-from pipelines.train.policies import RestartPolicy, cause, scaling_policy
+from pipelines.train.policies import RestartPolicy, cause, final_error, scaling_policy
 from pipelines.train.record import Fitted, RunRecord
 from pipelines.train.supervision import Supervision
 from pipelines.train.watch import Watch
@@ -67,7 +66,7 @@ def fit(config: RunConfig, output: Location, tracker: Tracker, listeners: Listen
 
     Raises:
         SparseDetrError: a user error that a worker found.
-        IncompleteError: workers died more often than is allowed.
+        IncompleteError: workers died, or a store was away, more often than is allowed.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint if there was time for one.
     """
     # On this node: it lives as long as this process, whatever becomes of the others.
@@ -98,7 +97,7 @@ def _watched(trainer: Trainer, watch: Watch, stop: Stop) -> WorkerResult:
         text = f"Stopped after step {watch.record.step}, at once: the run goes on from its last checkpoint."
         raise Interrupted(text, error.number) from None
     except ray.train.TrainingFailedError as error:
-        if (user_error := find(error)) is not None:
+        if (user_error := final_error(error)) is not None:
             raise user_error from error
         raise IncompleteError(
             f"the training ended after step {watch.record.step}: {cause(error)}; that is more often than training."

@@ -28,6 +28,7 @@ from pipelines.cluster.user_errors import find
 from pipelines.train.engine.news import Ended, Kind
 from pipelines.train.engine.pulse import LeftError, ask
 from pipelines.train.rank_hooks import tell
+from sparse_detr.errors import SparseDetrError, StoreUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,10 @@ def _usable_nodes() -> set[str]:
 
 
 class RestartPolicy(DefaultFailurePolicy):
-    """Ray's, but a user error is final, workers that left on purpose did not fail, and the driver is told."""
+    """Ray's, but a user error is final, workers that left on purpose did not fail, and the driver is told.
+
+    A store that is away is no user error: it comes back, and others go on from the last checkpoint.
+    """
 
     def __init__(self, failure_config: Any, box: Any) -> None:
         super().__init__(failure_config)
@@ -140,7 +144,7 @@ class RestartPolicy(DefaultFailurePolicy):
         if left:
             self._tell("preemption" if left[0] == "preemption" else "resize", _LEFT[left[0]])
             return FailureDecision.RETRY
-        if find(error) is not None:
+        if final_error(error) is not None:
             return FailureDecision.RAISE
         decision = super().make_decision(error)
         if isinstance(error, ControllerError):
@@ -157,6 +161,13 @@ class RestartPolicy(DefaultFailurePolicy):
 _LEFT = {"preemption": "a node is about to go", "resize": "there is room for more workers"}
 
 
+def final_error(error: BaseException) -> SparseDetrError | None:
+    """The user error behind the end of workers that would be there again after a restart."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    found = [find(each) for each in (error, *failures.values())]
+    return next((each for each in found if each is not None and not isinstance(each, StoreUnavailableError)), None)
+
+
 def _is_preemption(error: Any) -> bool:
     return hasattr(error, "preemption_info")
 
@@ -169,10 +180,13 @@ def cause(error: Any) -> str:
         return _line(failures[min(failures)])
     if not failures:
         return _line(error)
-    rank = min(dead or failures)
+    away = [rank for rank, each in failures.items() if isinstance(find(each), StoreUnavailableError)]
+    rank = min(dead or away or failures)
     found = failures[rank]
     if dead:
         return f"worker {rank} died: {_line(getattr(found, 'health_check_failure', found))}"
+    if away:
+        return f"worker {rank} failed: {_line(find(found) or found)}"
     if "closed by peer" in str(found).lower() or "reset by peer" in str(found).lower():
         return f"the process or the node of a worker is gone (seen by worker {rank})"
     return f"worker {rank} failed: {type(found).__name__}: {_line(found)}"

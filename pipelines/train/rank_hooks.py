@@ -86,8 +86,11 @@ class FirstRankHooks(RankHooks):
         super().epoch_done(loop, progress)
         tell(self._box, progress)
         tell(self._box, StepDone(step=progress.step))
+        # What follows may wait for MLflow and its store for minutes, which is no reason to restart.
+        PULSE.beat("storing")
         self._tracker.metrics(progress.metrics, progress.epoch)
         self._take(loop.snapshot())
+        PULSE.beat("storing")
         for report in self._reports:
             report.epoch_done(loop, progress)
         PULSE.beat("training")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,7 +140,9 @@ class Supervision(WorkerGroupCallback):
                 asked = bool(ray.get(ready[0]))
             except ray.exceptions.RayError:
                 asked = False
-        self._stop = self._box.stop_asked.remote()
+        self._stop = None
+        with suppress(ray.exceptions.RayError):  # a box with too many calls waiting; the next look asks again
+            self._stop = self._box.stop_asked.remote()
         return asked
 
     def _ask(self, what: Leave) -> None:

@@ -6,10 +6,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -20,9 +20,12 @@ from pipelines.train.engine.news import Begun, Ended, Fact, Placed, Silent
 from pipelines.train.engine.progress import Listeners, StepProgress
 from pipelines.train.record import RunRecord
 from sparse_detr.errors import StorageError
+from sparse_detr.redaction import without_secrets
 from sparse_detr.storage.location import Location
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 POLL_SECONDS = 0.3
 """Between two looks at the news: a bar that moves three times a second."""
@@ -45,7 +48,7 @@ class Watch:
         self, box: Any, training: TrainingConfig, output: Location, record: RunRecord, listeners: Listeners, stop: Stop
     ) -> None:
         self._box, self._training, self._output, self.record = box, training, output, record
-        self._listeners, self._stop = listeners, stop
+        self._on_progress, self._on_notice, self._stop = listeners.on_progress, listeners.on_notice, stop
         self._seen = ("", 0)
         self._waits_since: float | None = time.monotonic()
         self._said = self._saved = -REPEAT_SECONDS
@@ -91,9 +94,9 @@ class Watch:
             if isinstance(fact, StepProgress):
                 # Of steps the last is enough; the end of an epoch is always told.
                 progress = [*(one for one in progress if one.ends_epoch), fact]
-        if self._listeners.on_progress is not None:
-            for each in progress:
-                self._listeners.on_progress(each)
+        for each in progress:
+            if self._on_progress is not None and not _told(self._on_progress, each):
+                self._on_progress = None
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
@@ -146,8 +149,8 @@ class Watch:
         tell_to_stop(self._box)
 
     def _notice(self, text: str) -> None:
-        if self._listeners.on_notice is not None:
-            self._listeners.on_notice(text)
+        if self._on_notice is not None and not _told(self._on_notice, text):
+            self._on_notice = None
 
     def save(self) -> None:
         """Write the record down; a store that does not take it now is asked again later."""
@@ -156,6 +159,17 @@ class Watch:
             self.record.save(self._output)
         except StorageError as error:
             logger.info("the record of events could not be written (%s); the next time tries again", error)
+
+
+def _told(listener: Callable[[T], None], news: T) -> bool:
+    """Whether a listener could take it; one that could not, as its terminal is gone, ends no training."""
+    try:
+        listener(news)
+    except Exception as error:
+        why = f"{type(error).__name__}: {without_secrets(str(error))}"
+        logger.warning("the training goes on and is no longer shown: its display broke (%s)", why)
+        return False
+    return True
 
 
 def tell_to_stop(box: Any) -> None:

@@ -19,11 +19,12 @@ from pipelines.tracking.system_metrics import system_metrics
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.train.broken_report import BrokenReport
 from pipelines.train.engine.build import build_loop
-from pipelines.train.engine.checkpoint_store import CheckpointStore
+from pipelines.train.engine.checkpoint_store import CheckpointStore, Position
 from pipelines.train.engine.checkpointer import Checkpointer
 from pipelines.train.engine.loop import Metrics, TrainLoop
 from pipelines.train.engine.news import Begun, StepDone
 from pipelines.train.engine.pulse import PULSE, LeftError
+from pipelines.train.engine.ranks import Ranks
 from pipelines.train.output import checkpoints_of
 from pipelines.train.pictures import TrainingPictures
 from pipelines.train.rank_hooks import FirstRankHooks, RankHooks, tell
@@ -81,8 +82,10 @@ def train_worker(settings: dict[str, Any]) -> WorkerResult:
     if rank == 0 and task.run is not None:
         tracker = MlflowTracker.attach(*task.run, resumed=True)
     hooks = RankHooks() if checkpointer is None else _first_hooks(task, config, checkpointer, tracker)
-    loop = build_loop(config, rank=rank, world_size=world_size, device=device, hooks=hooks)
-    _restore(loop, store)
+    newest = Ranks(rank, world_size).first(patiently(store.newest) if rank == 0 else None)
+    loop = build_loop(config, rank=rank, world_size=world_size, device=device, hooks=hooks, restored=newest is not None)
+    if newest is not None:
+        _restore(loop, store, newest)
     if rank == 0:
         tell(task.box, Begun(workers=world_size, step=loop.step))
     for metrics in loop.history:
@@ -108,11 +111,8 @@ def _first_hooks(task: WorkerTask, config: RunConfig, checkpointer: Checkpointer
     return FirstRankHooks(task.box, tracker, checkpointer, reports)
 
 
-def _restore(loop: TrainLoop, store: CheckpointStore) -> None:
-    """Go on from the newest whole checkpoint, the same on every rank; begin where there is none."""
-    place = loop.ranks.first(patiently(store.newest) if loop.ranks.rank == 0 else None)
-    if place is None:
-        return
+def _restore(loop: TrainLoop, store: CheckpointStore, place: Position) -> None:
+    """Go on from a checkpoint, the same on every rank."""
     with tempfile.TemporaryDirectory(prefix="sparse-detr-") as folder:
         patiently(store.fetch, place, Path(folder))
         loop.restore(Path(folder))

@@ -24,7 +24,15 @@ from pyarrow import fs
 
 from sparse_detr.errors import StorageError
 from sparse_detr.storage.retry import patiently
-from sparse_detr.storage.s3 import answered, at_endpoint, create_object, explained, s3_filesystem, upload_file
+from sparse_detr.storage.s3 import (
+    answered,
+    at_endpoint,
+    create_object,
+    delete_folder_marker,
+    explained,
+    s3_filesystem,
+    upload_file,
+)
 
 ACCESS_DEADLINE = 12.0
 """Seconds after which `check_access` gives up on a store that says nothing. Commands promise an error within 15; 3 are
@@ -302,7 +310,9 @@ def _remove_empty(folders: list[Location]) -> None:
     with suppress(StorageError):
         for folder in folders:
             if folder.exists() and not folder.list():
-                folder.delete_dir()
+                bucket, _, key = folder.path.partition("/")
+                # Not delete_dir, which would take along what another job writes below it at this moment.
+                delete_folder_marker(bucket, key, folder.uri)
 
 
 def _locate_s3(rest: str, s3: fs.S3FileSystem | None) -> Location:

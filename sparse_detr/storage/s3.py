@@ -103,6 +103,20 @@ def create_object(bucket: str, key: str, data: bytes, uri: str) -> bool:
     return True
 
 
+def delete_folder_marker(bucket: str, key: str, uri: str) -> None:
+    """Delete the empty object `key/` by which a store shows an empty folder, and nothing below it.
+
+    Raises:
+        StorageError: the store refuses; StoreUnavailableError where that passes by itself.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        s3_client().delete_object(Bucket=bucket, Key=f"{key}/")
+    except (BotoCoreError, ClientError) as error:
+        raise _explained_boto(error, uri) from None
+
+
 def upload_file(source: Path, bucket: str, key: str, uri: str) -> None:
     """Upload a file in parts, which become an object at the end or not at all.
 

@@ -63,6 +63,19 @@ def test_handlers_and_another_alarm_come_back() -> None:
     assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(alarm, abs=5)
 
 
+@pytest.mark.parametrize("seconds", [30, 0])
+def test_an_alarm_of_somebody_else_is_theirs_and_no_wish_to_stop(seconds: int) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, _: heard.append(number))
+    try:
+        with patient_stop(seconds) as stop:
+            signal.raise_signal(signal.SIGALRM)
+            assert stop.number is None
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert heard == [signal.SIGALRM]
+
+
 def test_in_another_thread_nothing_changes() -> None:
     before = signal.getsignal(signal.SIGINT)
     seen = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import ray
@@ -17,11 +17,14 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipelines.train import policies, supervision
+from pipelines.train.engine.hooks import NoHooks
 from pipelines.train.engine.news import Ended, Fact, Silent
-from pipelines.train.engine.pulse import LeftError, Pulse, Sign
-from pipelines.train.policies import HungError, ResizeAtCheckpoint, RestartPolicy, cause
+from pipelines.train.engine.progress import StepProgress
+from pipelines.train.engine.pulse import PULSE, LeftError, Pulse, Sign
+from pipelines.train.policies import HungError, ResizeAtCheckpoint, RestartPolicy, cause, final_error
+from pipelines.train.rank_hooks import FirstRankHooks
 from pipelines.train.supervision import Supervision
-from sparse_detr.errors import ImageError
+from sparse_detr.errors import ImageError, StoreUnavailableError
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
 
@@ -66,6 +69,19 @@ def test_a_user_error_is_final() -> None:
     policy = RestartPolicy(FailureConfig(max_failures=2), box)
     assert policy.make_decision(failed(w0=RESET, w1=ImageError("7.jpg: broken"))) is RAISE
     assert box.facts == []
+
+
+def test_a_store_that_is_away_counts_as_a_failure() -> None:
+    box = Box()
+    policy = RestartPolicy(FailureConfig(max_failures=2), box)
+    away = failed(w0=RESET, w1=StoreUnavailableError("s3://bucket/7.jpg: the store is busy or away"))
+    assert [policy.make_decision(away) for _ in range(3)] == [RETRY, RETRY, RAISE]
+    assert final_error(away) is None
+    told = "worker 1 failed: s3://bucket/7.jpg: the store is busy or away"
+    assert box.facts == [Ended(kind="failure", cause=told)] * 3
+    both = failed(w0=StoreUnavailableError("away"), w1=ImageError("7.jpg: broken"))
+    assert RestartPolicy(FailureConfig(max_failures=2), box).make_decision(both) is RAISE
+    assert isinstance(final_error(both), ImageError)
 
 
 @pytest.mark.parametrize("reason", ["resize", "preemption"])
@@ -224,6 +240,43 @@ def test_the_first_worker_is_asked_to_stop_and_once_to_leave(clock: SimpleNamesp
     poll(found, clock, 3)
     assert set(first.asked) == {"preemption", "stop"}
     assert second.asked == []
+
+
+def test_a_box_with_too_many_calls_is_asked_again(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    box, first = Box(stop=True), Worker(0, sign())
+    found = watching(box, 0, first)
+
+    def full() -> bool:
+        raise ray.exceptions.PendingCallsLimitExceeded("1000 calls wait")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Box, "stop_asked", SimpleNamespace(remote=full))
+        poll(found, clock, 3)
+    assert first.asked == []
+    poll(found, clock, 3)
+    assert set(first.asked) == {"stop"}
+
+
+def test_what_follows_an_epoch_may_wait_for_the_store() -> None:
+    phases: dict[str, str] = {}
+
+    class Slow(NoHooks):
+        """A tracker, a checkpointer and a report."""
+
+        def metrics(self, *_: object) -> None:
+            phases["metrics"] = PULSE.sign().phase
+
+        def take(self, _: object) -> None:
+            phases["take"] = PULSE.sign().phase
+
+        def epoch_done(self, *_: object) -> None:
+            phases["report"] = PULSE.sign().phase
+
+    slow: Any = Slow()
+    progress = StepProgress(epoch=1, epochs=2, step=3, steps=6, metrics={"epoch": 1.0})
+    FirstRankHooks(Box(), slow, slow, (slow,)).epoch_done(cast(Any, SimpleNamespace(snapshot=object)), progress)
+    assert phases == dict.fromkeys(("metrics", "take", "report"), "storing")
+    assert PULSE.sign().phase == "training"
 
 
 def test_a_pulse_keeps_the_longest_time_between_beats_of_a_step() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +19,11 @@ import ray
 
 from pipelines.cli.interruption import Stop
 from pipelines.recipes.config import TrainingConfig
-from pipelines.train.engine.news import Begun, NewsBox, StepDone
+from pipelines.train import watch as watch_module
+from pipelines.train.engine.news import Begun, Ended, NewsBox, StepDone
 from pipelines.train.engine.progress import Listeners, StepProgress
 from pipelines.train.rank_hooks import tell
-from pipelines.train.record import RunRecord
+from pipelines.train.record import EVENTS_FILE, RunRecord
 from pipelines.train.watch import Watch, waiting_for
 from sparse_detr.storage.location import locate
 
@@ -110,14 +115,29 @@ def test_a_box_that_is_gone_for_good_or_stands_still_ends_and_delays_no_training
     assert not seen
 
 
-def test_what_breaks_in_the_callback_is_raised(box: Any, watch: Callable[..., Watch]) -> None:
-    ray.get(box.put.remote(_progress(1)))
+def test_a_display_that_breaks_is_dropped_and_the_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    box, shown = NewsBox(), list[str]()
+    handle = SimpleNamespace(news=SimpleNamespace(remote=box.news))
+    monkeypatch.setattr(watch_module, "ray", SimpleNamespace(get=lambda news, timeout: news, exceptions=ray.exceptions))
 
-    def broken(_: StepProgress) -> None:
-        raise BrokenPipeError
+    def broken(what: object) -> None:
+        shown.append(type(what).__name__)
+        raise OSError(errno.EIO, "Input/output error")
 
-    with pytest.raises(BrokenPipeError), watch(on_progress=broken).watching():
-        pass
+    listeners = Listeners(on_progress=broken, on_notice=broken)
+    watching = Watch(handle, TrainingConfig(), locate(tmp_path), RunRecord(), listeners, Stop())
+    with caplog.at_level(logging.WARNING), watching.watching():
+        for step in (1, 2):
+            box.put(_progress(step))
+            box.put(Ended(kind="failure", cause="worker 1 died"))
+            _until(lambda: len(watching.record.restarts) == step)  # noqa: B023
+        box.put(StepDone(step=3))
+    assert sorted(shown) == ["StepProgress", "str"]
+    assert watching.record.step == 3
+    assert json.loads((tmp_path / EVENTS_FILE).read_text())["step"] == 3, "no record is left"
+    assert [each.message.count("OSError: [Errno 5] Input/output error") for each in caplog.records] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,23 @@ def test_access_is_given(root: Location) -> None:
     assert root.list(recursive=True) == root.list() == ["a"]
 
 
+def test_what_another_writes_while_access_is_checked_stays(store: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    team, listed = store.child("team"), Location.list
+
+    def overtaken(self: Location, recursive: bool = False) -> list[str]:
+        names = listed(self, recursive)
+        if self.path == team.path:
+            monkeypatch.setattr(Location, "list", listed)
+            team.child("run2", "file").create(b"of another")
+        return names
+
+    monkeypatch.setattr(Location, "list", overtaken)
+    check_access(team.child("run1"), writable=True)
+    assert Location.list is listed, "nobody wrote between listing and deletion"
+    assert store.list(recursive=True) == ["team/run2/file"]
+    assert team.child("run2", "file").read_bytes() == b"of another"
+
+
 def test_a_folder_that_may_not_be_written() -> None:
     with pytest.raises(StorageError, match="/proc/no-such"):
         check_access(locate("/proc/no-such"), writable=True)

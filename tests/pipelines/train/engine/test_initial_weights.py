@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +11,12 @@ import torch
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import override
 from pipelines.recipes.paths import absolute
+from pipelines.train.engine import build
+from pipelines.train.engine.batches import load_data
 from pipelines.train.engine.build import build_loop, with_classes
 from pipelines.train.engine.initial_weights import describe_initial_model, initial_model
 from sparse_detr.detector import SparseDetr
-from sparse_detr.errors import CheckpointError, ConfigError
+from sparse_detr.errors import CheckpointError, ConfigError, StoreUnavailableError
 from sparse_detr.records import Classes, ImageSize
 from sparse_detr.weights.model_folder import save_model
 
@@ -104,6 +109,46 @@ def test_a_model_of_other_classes_is_refused(quick_run: RunConfig, tmp_path: Pat
     others = Classes(names=("circle", "square", "star"), category_ids=(1, 2, 3))
     with pytest.raises(ConfigError, match=r"training\.init_model: .*'red'.*'circle'"):
         describe_initial_model(with_classes(start, others), others)
+
+
+def test_what_a_checkpoint_replaces_is_not_read(quick_run: RunConfig, tmp_path: Path) -> None:
+    loop = build_loop(quick_run)
+    save_model(tmp_path / "start", loop.model)
+    config = override(quick_run, {"training.init_model": str(tmp_path / "start"), "optimizer.freeze": ("backbone",)})
+    first = build_loop(override(config, {"training.seed": 5}))
+    first.save(tmp_path / "checkpoint")
+    shutil.rmtree(tmp_path / "start")
+
+    with pytest.raises(CheckpointError):
+        build_loop(config)
+    again = build_loop(config, restored=True)
+    again.restore(tmp_path / "checkpoint")
+    assert again.config.training.init_model is not None, "a checkpoint says where the run began"
+    frozen = {name for name, each in first.model.named_parameters() if not each.requires_grad}
+    assert frozen
+    assert {name for name, each in again.model.named_parameters() if not each.requires_grad} == frozen
+    found = again.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in first.model.state_dict().items())
+
+
+def test_a_store_that_is_away_for_a_moment_delays_the_start(
+    quick_run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def away_at_first(work: Callable[..., Any]) -> Callable[..., Any]:
+        def tried(*arguments: Any, **named: Any) -> Any:
+            calls.append(work.__name__)
+            if calls.count(work.__name__) == 1:
+                raise StoreUnavailableError("s3://bucket: away")
+            return work(*arguments, **named)
+
+        return tried
+
+    for each in (load_data, initial_model):
+        monkeypatch.setattr(build, each.__name__, away_at_first(each))
+    build_loop(quick_run)
+    assert calls == ["load_data", "load_data", "initial_model", "initial_model"]
 
 
 def test_a_description_reads_no_weights(quick_run: RunConfig, tmp_path: Path) -> None:
