@@ -46,7 +46,8 @@ def trial_config(task: TrialTask, params: Mapping[str, float], trial_id: str) ->
     """The run of one trial: its parameters, and a folder of its own below the sweep's."""
     run = override(from_dict(RunConfig, task.run), as_overrides(params))
     words = ", ".join(f"{name} {value:g}" for name, value in params.items())
-    return replace(run, name=f"trial {words}", output=f"{run.output}/trials/{trial_id}")
+    # A trial registers nothing: its model is one of many, and the alias is not for the last of them.
+    return replace(run, name=f"trial {words}", output=f"{run.output}/trials/{trial_id}", registered_model=None)
 
 
 class TuneHooks(NoHooks):

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.train.engine.news import Begun, Ended, Fact, Kind, StepDone
 from sparse_detr.storage.location import Location
+from sparse_detr.storage.retry import patiently
 
 EVENTS_FILE = "events.json"
 
@@ -125,10 +126,10 @@ class RunRecord:
         """
         record = cls()
         file = output.child(EVENTS_FILE)
-        if not file.exists():
+        if not patiently(file.exists):
             return record
         try:
-            content = json.loads(file.read_bytes())
+            content = json.loads(patiently(file.read_bytes))
             record.restarts = [Restart(**each) for each in content["restarts"]]
             record.workers = [WorkersFrom(**each) for each in content["workers"]]
             record.step, record._step_at = int(content["step"]), content["step_at"]

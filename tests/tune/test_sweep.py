@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cluster.access import DriverAccess
 from pipelines.cluster.resources import fitting_trials, trial_resources
 from pipelines.cluster.session import RaySession
 from pipelines.recipes.config import RunConfig
 from pipelines.recipes.override import override
+from sparse_detr.config_dict import to_dict
 from sparse_detr.errors import ConfigError, OutputExistsError
 from sparse_detr.storage.location import Location, locate
 from tune.config import SweepConfig
 from tune.progress import SweepProgress
 from tune.search_space import SearchSpace
 from tune.sweep import sweep
+from tune.trial import TrialTask, trial_config
 
 GPU_RUN = {"training.use_gpu": True, "training.cpus_per_worker": 4}
 
@@ -46,6 +49,13 @@ def test_sweeps_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="trials: 99; the grid has"):
         SweepConfig(run=RunConfig(), trials=99)
     assert SweepConfig(run=RunConfig(), trials=99, method="optuna").trials == 99
+
+
+def test_a_trial_has_its_own_folder_and_registers_no_model() -> None:
+    run = override(RunConfig(), {"registered_model": "cells", "training.workers": 2})
+    task = TrialTask(run=to_dict(run), parent=None, access=DriverAccess({}))
+    found = trial_config(task, {"keep_ratio": 0.3}, "7")
+    assert (found.output, found.registered_model) == (f"{run.output}/trials/7", None)
 
 
 @pytest.mark.slow

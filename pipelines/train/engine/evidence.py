@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -35,6 +37,10 @@ FORMAT = 1
 FOLDER = "not_finite"
 """Below the output of the run; a folder a step in it."""
 RECORD, WEIGHTS = "record.json", "model.safetensors"
+
+_NUMBERS = {"step": (0, 2**31), "epoch": (0, 2**31), "threads": (1, 1025)}
+"""Whole numbers of the record with which a step can run: the first, and the first that is too large. A process cannot
+start threads without end, and ends when it tries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +151,7 @@ def read_step(uri: str) -> KeptStep:
         record = json.loads(folder.child(RECORD).read_bytes())
         if record["format"] != FORMAT:
             raise CheckpointError(f"replay: {folder.uri} has format {record['format']!r}; this version reads {FORMAT}")
+        _require_numbers(record)
         config = from_dict(RunConfig, record["config"])
         numbers = range(config.training.micro_batches)
         return KeptStep(
@@ -157,9 +164,9 @@ def read_step(uri: str) -> KeptStep:
             threads=record["threads"],
             torch_version=record["torch"],
             weights=safetensors.torch.load(folder.child(WEIGHTS).read_bytes()),
-            micro_batches=tuple(_micro_batch(folder, number) for number in numbers),
+            micro_batches=tuple(_micro_batch(folder, number, config.model.num_classes) for number in numbers),
         )
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         if isinstance(error, (CheckpointError, StorageError)):
             raise
         raise CheckpointError(
@@ -171,11 +178,48 @@ def _name(number: int) -> str:
     return f"micro_batch_{number:04d}.safetensors"
 
 
-def _micro_batch(folder: Location, number: int) -> KeptMicroBatch:
+def _require_numbers(record: Mapping[str, Any]) -> None:
+    for name, (first, end) in _NUMBERS.items():
+        value = record[name]
+        if type(value) is not int or not first <= value < end:
+            raise ValueError(f"{name}: {value!r}, wanted a whole number from {first} to {end - 1}")
+    boxes = record["boxes"]
+    if type(boxes) not in (int, float) or not 0 <= boxes < math.inf:
+        raise ValueError(f"boxes: {boxes!r}, wanted a number of objects")
+
+
+def _require_batch(tensors: Mapping[str, Tensor], terms: int, classes: int) -> None:
+    """Refuse tensors that do not fit together, or have labels that the model does not know."""
+    images, _, height, width = tensors["pixels"].shape
+    objects = len(tensors["labels"])
+    wanted = {
+        "pixels": (torch.float32, (images, 3, height, width)),
+        "padding": (torch.bool, (images, height, width)),
+        "counts": (torch.int64, (images,)),
+        "labels": (torch.int64, (objects,)),
+        "boxes": (torch.float32, (objects, 4)),
+        "image_ids": (torch.int64, (images,)),
+        "original_sizes": (torch.int64, (images, 2)),
+        "terms": (torch.float32, (terms,)),
+    }
+    for name, (kind, shape) in wanted.items():
+        found = tensors[name]
+        if found.dtype != kind or found.shape != shape or (name == "pixels" and not found.numel()):
+            raise ValueError(f"{name}: {found.dtype} {tuple(found.shape)}, wanted {kind} {shape}")
+    counts = tensors["counts"].tolist()
+    if min(counts) < 0 or sum(counts) != objects:
+        raise ValueError(f"counts: {counts}, of {objects} labels")
+    strange = [label for label in tensors["labels"].tolist() if not 0 <= label < classes]
+    if strange:
+        raise ValueError(f"labels: {strange[0]}, the model knows {classes} classes")
+
+
+def _micro_batch(folder: Location, number: int, classes: int) -> KeptMicroBatch:
     content = folder.child(_name(number)).read_bytes()
     tensors = safetensors.torch.load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     names = header["__metadata__"]["names"].split()
+    _require_batch(tensors, len(names), classes)
     counts = tensors["counts"].tolist()
     targets = zip(*(torch.split(tensors[name], counts) for name in ("labels", "boxes")), strict=True)
     batch = Batch(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.train.engine.news import Begun, Ended, Fact, NewsBox, StepDone
 from pipelines.train.record import EVENTS_FILE, RunRecord
-from sparse_detr.storage.location import locate
+from sparse_detr.errors import StoreUnavailableError
+from sparse_detr.storage.location import Location, locate
 
 
 def taken(*facts: tuple[float, Fact]) -> RunRecord:
@@ -91,6 +94,28 @@ def test_a_run_that_was_complete_and_gets_more_epochs_lost_nothing(tmp_path: Pat
 def test_a_record_that_cannot_be_read_is_begun_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / EVENTS_FILE).write_bytes(content)
     assert RunRecord.continued(locate(tmp_path), 0.0).summary()["restarts"] == []
+
+
+def test_a_store_that_is_away_for_a_moment_hides_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = locate(tmp_path)
+    taken(*LOST_A_NODE).save(output)
+    refused: list[str] = []
+
+    def away_at_first(name: str) -> Callable[[Location], Any]:
+        real = getattr(Location, name)
+
+        def asked(self: Location) -> Any:
+            if name not in refused:
+                refused.append(name)
+                raise StoreUnavailableError(f"{self.uri}: away")
+            return real(self)
+
+        return asked
+
+    for name in ("exists", "read_bytes"):
+        monkeypatch.setattr(Location, name, away_at_first(name))
+    assert RunRecord.continued(output, 895.0).step == 30
+    assert refused == ["exists", "read_bytes"]
 
 
 def test_the_box_gives_every_fact_once_and_again_if_the_answer_was_lost() -> None:

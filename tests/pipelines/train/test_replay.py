@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -213,6 +214,42 @@ def test_the_command_needs_no_recipe(config: RunConfig, capsys: pytest.CaptureFi
     assert "infinityintheweightsencoder.layers.1.feedforward.expand.weight" in said
     assert cli.main(["train", "--replay", str(tmp_path)]) == 2
     assert "has no record.json" in capsys.readouterr().err
+
+
+def test_numbers_that_do_not_fit_are_refused(config: RunConfig) -> None:
+    loop = build_loop(config)
+    put_infinity_into_the_weights(loop)
+    with pytest.raises(NotFiniteError):
+        loop.run()
+    (folder,) = kept(config)
+    record = json.loads((folder / "record.json").read_text())
+    batch = folder / "micro_batch_0000.safetensors"
+    whole = batch.read_bytes()
+    tensors = safetensors.torch.load(whole)
+    names = safetensors.safe_open(batch, "pt").metadata()
+    labels, counts = tensors["labels"], tensors["counts"]
+    for changes, said in (
+        ({"counts": counts + 5}, "counts: .*, of"),
+        ({"counts": torch.tensor([-1, len(labels) + 1])}, "counts: .*, of"),
+        ({"counts": counts.float()}, r"counts: torch.float32 \(2,\), wanted torch.int64 \(2,\)"),
+        ({"labels": labels + 4}, "labels: .*, the model knows 4 classes"),
+        ({"labels": labels - 9}, "labels: -.*, the model knows 4 classes"),
+        ({"boxes": tensors["boxes"][:, :3].contiguous()}, "boxes: torch.float32"),
+        ({"pixels": tensors["pixels"][:1].contiguous()}, "padding: torch.bool"),
+        ({"terms": tensors["terms"][1:].contiguous()}, "terms: torch.float32"),
+    ):
+        batch.write_bytes(safetensors.torch.save(tensors | changes, names))
+        with pytest.raises(CheckpointError, match=f"is not what a training keeps .*{said}"):
+            replay(str(folder))
+    batch.write_bytes(whole)
+    for name, value in (("threads", 0), ("threads", 10**9), ("threads", True), ("step", -1), ("step", 1.5),
+                        ("step", 10**30), ("epoch", "1"), ("boxes", float("nan"))):  # fmt: skip
+        (folder / "record.json").write_text(json.dumps(record | {name: value}))
+        with pytest.raises(CheckpointError, match=f"{name}: "):
+            replay(str(folder))
+    (folder / "record.json").write_text('{"format":' * 10**5)
+    with pytest.raises(CheckpointError, match="is not what a training keeps"):
+        replay(str(folder))
 
 
 def test_what_is_not_whole_is_refused(config: RunConfig) -> None:
