@@ -71,27 +71,31 @@ def test_checkpoints_within_an_epoch_do_not_pile_up(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "epoch_0000_step_000030")[1].epoch_step == 30
 
 
+def _write_and_stick(folder: Path, stop_before: str) -> None:
+    """Write a checkpoint, and stand still before a file of it."""
+    upload = Location._upload
+
+    def stuck(self: Location, source: Path) -> None:
+        if source.name == stop_before:
+            (folder / "here").touch()
+            time.sleep(600)
+        upload(self, source)
+
+    Location._upload = stuck  # type: ignore[method-assign]  # in a process of its own
+    CheckpointStore(folder=locate(folder / "run")).write(snapshot(0, 20))
+
+
 @pytest.mark.parametrize("stop_before", ["trainer.pt", SEAL])
 def test_a_process_killed_while_it_writes_leaves_the_last_good_one(tmp_path: Path, stop_before: str) -> None:
     store = CheckpointStore(folder=locate(tmp_path / "run"))
     store.write(snapshot(0, 10))
 
-    def write() -> None:
-        upload = Location._upload
-
-        def stuck(self: Location, source: Path) -> None:
-            if source.name == stop_before:
-                (tmp_path / "here").touch()
-                time.sleep(600)
-            upload(self, source)
-
-        Location._upload = stuck  # type: ignore[method-assign]  # in a process of its own
-        store.write(snapshot(0, 20))
-
-    process = multiprocessing.get_context("fork").Process(target=write)
+    # Not forked: threads that this process has would hold their locks in the other one for ever.
+    process = multiprocessing.get_context("spawn").Process(target=_write_and_stick, args=(tmp_path, stop_before))
     process.start()
     deadline = time.monotonic() + 60
-    while not (tmp_path / "here").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "here").exists():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
