@@ -91,7 +91,7 @@ def test_two_workers_train_from_and_into_s3(stored_run: RunConfig) -> None:
     for name in ("loss", "ap", "dropped_boxes"):
         steps = [point.step for point in client.get_metric_history(result.run_id, name)]
         assert steps == ([0] if name == "dropped_boxes" else [1, 2, 3]), name
-    assert {"step_loss", "step_data_wait"} <= client.get_run(result.run_id).data.metrics.keys()
+    assert {"step_loss", "step_memory_mib"} <= client.get_run(result.run_id).data.metrics.keys()
 
 
 TIMES = {"images_per_second", "train_seconds", "evaluation_seconds", "data_wait"}
