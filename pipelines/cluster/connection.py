@@ -37,6 +37,10 @@ def unreachable(url: str, seconds: float) -> str:
     return ""
 
 
+_SLOW_START = "Starting Ray client server failed"
+"""Ray's words where the process for a `ray://` client was not up in time; the next one finds all that it needs warm."""
+
+
 def without_password(address: str) -> str:
     """The address as texts may show it, also one without a scheme."""
     scheme = "" if "://" in address else "ray://"
@@ -50,12 +54,17 @@ def join(address: str) -> None:
         ConfigError: nothing answers there or no Ray does, within 15 s; or Ray refuses the address, the version of this
             process or its token.
     """
-    import ray
     from ray.exceptions import AuthenticationError, RayError
 
     try:
         _require_ray(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            _init(address)
+        except RuntimeError as error:
+            # The head starts a process for each client, and gives it half a minute: too little on a busy machine.
+            if _SLOW_START not in str(error):
+                raise
+            _init(address)
     except AuthenticationError:
         raise ConfigError(
             f"RAY_ADDRESS: {without_password(address)} refuses the token; put the cluster's token into RAY_AUTH_TOKEN, "
@@ -65,6 +74,12 @@ def join(address: str) -> None:
         # Ray's messages may have several lines, and quote the address.
         said = without_secrets(" ".join(str(error).split())).rstrip(".")
         raise ConfigError(f"RAY_ADDRESS: {without_password(address)}: {said}; {REMEDY}") from None
+
+
+def _init(address: str) -> None:
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _require_ray(address: str) -> None:

@@ -18,7 +18,7 @@ from tests.predict_job import Job, played
 from tests.ray_nodes import RayNodes, ray_nodes
 from tests.train_job import steps_kept, train_job, wait_until, without_times
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
