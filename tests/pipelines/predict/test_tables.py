@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import socket
 import subprocess
@@ -334,6 +335,8 @@ def test_a_library_that_is_not_installed(
 def test_a_catalog_that_is_unknown_away_silent_or_closed_to_us(
     catalog: None, s3: LocalS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # It reads the environment at its import too, which must not be the spoilt one of below.
+    importlib.import_module("pyiceberg.catalog")
     started = time.monotonic()
     with pytest.raises(ConfigError, match="PYICEBERG_CATALOG__NOWHERE__URI"):
         IcebergTable(name="a.b", catalog="nowhere").check()
