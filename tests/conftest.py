@@ -114,28 +114,17 @@ def quick_run(shapes_folder: Path, tmp_path: Path) -> RunConfig:
     """The recipe `tiny` on those pictures, smaller still: a step takes a fraction of a second."""
     from pipelines.recipes.override import override
     from pipelines.recipes.registry import get_recipe
+    from tests.small_training import SMALL
 
     changes = {
         "data.train_annotations": str(shapes_folder / "train.json"),
         "data.train_images": str(shapes_folder / "train"),
         "data.val_annotations": str(shapes_folder / "val.json"),
         "data.val_images": str(shapes_folder / "val"),
-        "data.short_side": 64,
-        "data.max_side": 64,
-        "data.augment.short_sides": [56, 64],
-        "data.augment.max_side": 64,
-        "data.augment.crop_min": 48,
-        "data.augment.crop_max": 64,
-        "model.channels": 32,
-        "model.heads": 4,
-        "model.levels": 3,
-        "model.feedforward_channels": 64,
-        "model.queries": 12,
+        **SMALL,
         "training.global_batch": 8,
         "training.workers": 1,
         "training.epochs": 2,
-        "training.evaluate_every": 1,
-        "optimizer.warmup_steps": 2,
         "output": str(tmp_path / "run"),
         "tracking_uri": "none",
     }

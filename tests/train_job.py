@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.train.engine.checkpoint_store import CheckpointStore
 from sparse_detr.storage.location import locate
 from tests.predict_job import Job
+from tests.small_training import SMALL
 
 SIZES: Mapping[str, Any] = {
-    "data.short_side": 64,
-    "data.max_side": 64,
-    "data.augment.short_sides": [56, 64],
-    "data.augment.max_side": 64,
-    "data.augment.crop_min": 48,
-    "data.augment.crop_max": 64,
-    "model.channels": 32,
-    "model.heads": 4,
-    "model.levels": 3,
-    "model.feedforward_channels": 64,
-    "model.queries": 12,
+    **SMALL,
     "model.dropout": 0.1,
-    "optimizer.warmup_steps": 2,
     "training.global_batch": 2,
     "training.micro_batch": 1,
-    "training.evaluate_every": 1,
     "training.explain_images": 0,
 }
-"""Those of `quick_run`; twelve steps an epoch on its 24 pictures, each of two micro-batches."""
+"""Twelve steps an epoch on the 24 pictures of `shapes_folder`, each of two micro-batches."""
 
 
 def words(changes: Mapping[str, Any]) -> list[str]:
@@ -40,14 +29,6 @@ def words(changes: Mapping[str, Any]) -> list[str]:
         values = value if isinstance(value, list) else [value]
         found += [f"--{name.replace('_', '-')}", *map(str, values)]
     return found
-
-
-TIMES = {"images_per_second", "train_seconds", "evaluation_seconds"}
-
-
-def without_times(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """What a run found, without how long it took."""
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in history]
 
 
 def train_job(data: Path, output: str, log: Path, environment: Mapping[str, str], **training: Any) -> Job:

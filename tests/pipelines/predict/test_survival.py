@@ -25,6 +25,7 @@ from sparse_detr.weights.model_folder import save_model
 from tests.faulty_store import FaultyStore, faulty_store
 from tests.predict_job import Job, Rows, arguments, played, rows_of
 from tests.ray_nodes import RayNodes, ray_nodes
+from tests.small_disk import small_disk
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -159,22 +160,16 @@ def test_a_full_disk_is_said_and_survived(
     cluster: RayNodes, undisturbed: Rows, many: Path, model_folder: str, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no permission to mount a small disk here")
-    try:
+    with small_disk(disk, "120k") as grow:
         words = arguments(model_folder, str(many), str(disk / "out"))
         job = Job(words, tmp_path / "log", cluster.environment).start()
         assert job.wait() == 2, job.log.read_text()
         assert "the disk is full; make room" in job.log.read_text().replace("\n", " ")
         assert "Traceback" not in job.log.read_text()
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        grow("64m")
         again = Job(words, tmp_path / "log2", cluster.environment).start()
         assert again.wait() == 0, again.log.read_text()
         assert rows_of(str(disk / "out")) == undisturbed
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
 # --- a store that fails ---

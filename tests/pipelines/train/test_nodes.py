@@ -16,7 +16,8 @@ import pytest
 
 from tests.predict_job import Job, played
 from tests.ray_nodes import RayNodes, ray_nodes
-from tests.train_job import steps_kept, train_job, wait_until, without_times
+from tests.small_training import without_times
+from tests.train_job import steps_kept, train_job, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -216,12 +216,18 @@ def test_the_command_needs_no_recipe(config: RunConfig, capsys: pytest.CaptureFi
     assert "has no record.json" in capsys.readouterr().err
 
 
-def test_numbers_that_do_not_fit_are_refused(config: RunConfig) -> None:
+def kept_with_infinity(config: RunConfig) -> Path:
+    """The step that a run kept whose weights had an infinity."""
     loop = build_loop(config)
     put_infinity_into_the_weights(loop)
     with pytest.raises(NotFiniteError):
         loop.run()
     (folder,) = kept(config)
+    return folder
+
+
+def test_numbers_that_do_not_fit_are_refused(config: RunConfig) -> None:
+    folder = kept_with_infinity(config)
     record = json.loads((folder / "record.json").read_text())
     batch = folder / "micro_batch_0000.safetensors"
     whole = batch.read_bytes()
@@ -253,11 +259,7 @@ def test_numbers_that_do_not_fit_are_refused(config: RunConfig) -> None:
 
 
 def test_what_is_not_whole_is_refused(config: RunConfig) -> None:
-    loop = build_loop(config)
-    put_infinity_into_the_weights(loop)
-    with pytest.raises(NotFiniteError):
-        loop.run()
-    (folder,) = kept(config)
+    folder = kept_with_infinity(config)
     record = json.loads((folder / "record.json").read_text())
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
     with pytest.raises(CheckpointError, match="is not what a training keeps"):

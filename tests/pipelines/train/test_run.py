@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +21,7 @@ from pipelines.train.engine.checkpoint_store import CheckpointStore, Position
 from pipelines.train.engine.progress import StepProgress
 from sparse_detr.errors import ConfigError, ImageError, OutputExistsError
 from sparse_detr.storage.location import Location, locate
+from tests.small_training import without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -92,13 +93,6 @@ def test_two_workers_train_from_and_into_s3(stored_run: RunConfig) -> None:
         steps = [point.step for point in client.get_metric_history(result.run_id, name)]
         assert steps == ([0] if name == "dropped_boxes" else [1, 2, 3]), name
     assert {"step_loss", "step_memory_mib"} <= client.get_run(result.run_id).data.metrics.keys()
-
-
-TIMES = {"images_per_second", "train_seconds", "evaluation_seconds", "data_wait"}
-
-
-def without_times(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in history]
 
 
 def test_a_worker_killed_within_an_epoch_costs_nothing_but_time(

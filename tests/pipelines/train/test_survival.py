@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,9 @@ from sparse_detr.storage.location import Location, locate
 from tests.faulty_store import faulty_store
 from tests.predict_job import Job, played
 from tests.ray_nodes import RayNodes, ray_nodes
-from tests.train_job import steps_kept, train_job, wait_until, without_times
+from tests.small_disk import small_disk
+from tests.small_training import without_times
+from tests.train_job import steps_kept, train_job, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -176,23 +177,17 @@ def test_a_full_disk_is_said_and_survived(
     cluster: RayNodes, undisturbed: Path, shapes_folder: Path, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no permission to mount a small disk here")
-    try:
+    with small_disk(disk, "8m") as grow:
         job = train_job(shapes_folder, str(disk / "out"), tmp_path / "log", cluster.environment, **SETTINGS)
         assert job.wait() == 2, text(job)
         assert "the disk is full; make room" in text(job)
         assert "Traceback" not in text(job)
         assert len([line for line in job.log.read_text().splitlines() if "error" in line]) == 1
-        subprocess.run(["mount", "-o", "remount,size=2g", str(disk)], check=True)
+        grow("2g")
         more = SETTINGS | {"existing": "resume"}
         again = train_job(shapes_folder, str(disk / "out"), tmp_path / "log2", cluster.environment, **more)
         assert again.wait() == 0, text(again)
         assert_same(disk / "out", undisturbed)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
 def test_a_store_that_is_away_and_then_fails_often_costs_no_step(

@@ -19,8 +19,7 @@ from pipelines.train.engine.hooks import NoHooks, Requests
 from pipelines.train.engine.loop import TrainLoop
 from sparse_detr.data.dataset import DetectionDataset
 from tests.pipelines.train.engine.forked import run_ranks
-
-TIMES = {"images_per_second", "train_seconds", "evaluation_seconds", "data_wait"}
+from tests.small_training import without_times
 
 
 @dataclass
@@ -100,7 +99,7 @@ class Train:
         seen = Seen()
         watch(loop, seen)
         loop.run()
-        seen.history = [{name: value for name, value in row.items() if name not in TIMES} for row in loop.history]
+        seen.history = without_times(loop.history)
         seen.state = digest(loop.model.state_dict(), loop.eval_model.state_dict(), loop.optimizer.state_dict())
         return seen
 
