@@ -1,4 +1,4 @@
-"""A training so small that a step takes a fraction of a second: what it is made of, and what two of them have in common."""
+"""A training whose steps take a fraction of a second: what it is made of, and what two equal ones may differ in."""
 
 from __future__ import annotations
 

@@ -18,6 +18,8 @@ _GREETING_SECONDS = 4.0
 _HEAD = ("/ray.rpc.NodeInfoGcsService/CheckAlive", b"")
 _CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06")
 """Methods that change nothing, with their requests as protobuf; the second's is `type: PING`."""
+_SLOW_START = "Starting Ray client server failed"
+"""Ray's words where the process for a `ray://` client was not up in half a minute; the next one finds it all warm."""
 _PORTS = {"https": 443, "http": 80, "ray": 10001}
 
 
@@ -37,10 +39,6 @@ def unreachable(url: str, seconds: float) -> str:
     return ""
 
 
-_SLOW_START = "Starting Ray client server failed"
-"""Ray's words where the process for a `ray://` client was not up in time; the next one finds all that it needs warm."""
-
-
 def without_password(address: str) -> str:
     """The address as texts may show it, also one without a scheme."""
     scheme = "" if "://" in address else "ray://"
@@ -51,20 +49,14 @@ def join(address: str) -> None:
     """Connect this process to the cluster of RAY_ADDRESS: `host:6379`, `ray://host:10001` or `auto`.
 
     Raises:
-        ConfigError: nothing answers there or no Ray does, within 15 s; or Ray refuses the address, the version of this
-            process or its token.
+        ConfigError: nothing answers there or no Ray does, within 15 s; Ray refuses the address, the version of this
+            process or its token; or, after two tries of half a minute, it cannot start a process for this client.
     """
     from ray.exceptions import AuthenticationError, RayError
 
     try:
         _require_ray(address)
-        try:
-            _init(address)
-        except RuntimeError as error:
-            # The head starts a process for each client, and gives it half a minute: too little on a busy machine.
-            if _SLOW_START not in str(error):
-                raise
-            _init(address)
+        _init_patiently(address)
     except AuthenticationError:
         raise ConfigError(
             f"RAY_ADDRESS: {without_password(address)} refuses the token; put the cluster's token into RAY_AUTH_TOKEN, "
@@ -74,6 +66,16 @@ def join(address: str) -> None:
         # Ray's messages may have several lines, and quote the address.
         said = without_secrets(" ".join(str(error).split())).rstrip(".")
         raise ConfigError(f"RAY_ADDRESS: {without_password(address)}: {said}; {REMEDY}") from None
+
+
+def _init_patiently(address: str) -> None:
+    """Once more where the head's process for this client was slow to start, as on a busy machine."""
+    try:
+        _init(address)
+    except (ConnectionError, RuntimeError) as error:
+        if _SLOW_START not in str(error):
+            raise
+        _init(address)
 
 
 def _init(address: str) -> None:

@@ -28,7 +28,8 @@ from pipelines.tracking.tracker import Tracker
 from pipelines.train.run import TrainResult
 from sparse_detr.environment import environment
 from sparse_detr.errors import ConfigError
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import Location, locate
 
 _LOCAL_BUCKET = "sparse-detr"
 

@@ -8,7 +8,7 @@ from pipelines.detect.config import DetectionConfig
 from pipelines.detect.predictor import Predictor
 from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError
-from sparse_detr.storage.location import check_access
+from sparse_detr.storage.access import check_access
 from sparse_detr.storage.retry import START_PATIENCE, patiently
 from sparse_detr.weights.model_folder import describe_model
 
@@ -47,6 +47,21 @@ def load_checked(config: DetectionConfig, keep_ratios: Sequence[float | None]) -
         model.config.checked_keep_ratio(ratio)
     for ratio in keep_ratios:
         Predictor(model, config, keep_ratio=ratio).check()
+    return model
+
+
+def load_patiently(config: DetectionConfig) -> SparseDetr:
+    """The model as a worker loads it: checked before, and waited for while its store, or MLflow, is away.
+
+    Raises:
+        CheckpointError: it is damaged, or no longer what it was.
+        StoreUnavailableError: the store was away for longer than `store_patience`.
+    """
+
+    def loaded() -> SparseDetr:
+        return SparseDetr.from_pretrained(config.model_location().uri)
+
+    model: SparseDetr = patiently(loaded, seconds=config.store_patience)
     return model
 
 

@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from pipelines.detect.images import Locate
 from pipelines.detect.rows import SCHEMA
 from sparse_detr.errors import AnnotationError, ConfigError, StorageError
+from sparse_detr.storage.access import check_access
 from sparse_detr.storage.listing import list_files
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.location import Location, locate
 from sparse_detr.storage.retry import patiently
 from sparse_detr.storage.s3 import explained, s3_filesystem
 

@@ -15,10 +15,9 @@ from pipelines.cluster.session import RaySession, available_cpus
 from pipelines.cluster.user_errors import PackedError, pack, unpack
 from pipelines.detect.batch_size import Speed, fastest, speeds
 from pipelines.detect.config import DetectionConfig
+from pipelines.detect.load import load_patiently
 from pipelines.detect.predictor import MakePredictor
-from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import ConfigError, SparseDetrError
-from sparse_detr.storage.retry import patiently
 
 Config = TypeVar("Config", bound=DetectionConfig)
 
@@ -89,9 +88,7 @@ def _measured(
     """Speeds as they are measured, or an error; `access` works by arriving."""
     torch.set_num_threads(max(1, int(config.cpus_per_worker)))
     try:
-        model = patiently(
-            lambda: SparseDetr.from_pretrained(config.model_location().uri), seconds=config.store_patience
-        )
+        model = load_patiently(config)
         predictor = make(model, "cuda" if pool.gpus else "cpu")
         for speed in speeds(predictor.run, predictor.size, most=config.images_per_block, processes=pool.size):
             yield speed, None

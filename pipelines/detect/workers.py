@@ -24,6 +24,7 @@ from pipelines.detect.attempts import MOST, start_attempts
 from pipelines.detect.config import DetectionConfig
 from pipelines.detect.device_errors import EXIT_CODE
 from pipelines.detect.images import ImageFailure, ImageLoader, ImageRef, ImageResult
+from pipelines.detect.load import load_patiently
 from pipelines.detect.manifest import MANIFEST_SCHEMA, places
 from pipelines.detect.pool import Pool
 from pipelines.detect.predictor import MakePredictor
@@ -31,7 +32,6 @@ from pipelines.detect.prefetch import Block
 from pipelines.detect.quarantine import find_killers
 from pipelines.detect.rows import results_table
 from pipelines.detect.watchdog import Watchdog
-from sparse_detr.detector import SparseDetr
 from sparse_detr.errors import (
     DeviceError,
     IncompleteError,
@@ -40,7 +40,6 @@ from sparse_detr.errors import (
     StoreUnavailableError,
 )
 from sparse_detr.records import COCO_IMAGE_SIZE
-from sparse_detr.storage.retry import patiently
 
 Rows = Generator[pa.Table, None, None]
 """Tables as they come; closing it stops those who make them."""
@@ -180,9 +179,7 @@ class Worker:
     def _prepare(self, device: str) -> None:
         config = self._work.config
         self._place = places(self._work.root)
-        model = patiently(
-            lambda: SparseDetr.from_pretrained(config.model_location().uri), seconds=config.store_patience
-        )
+        model = load_patiently(config)
         self._classes = model.classes
         self._predictor = self._work.predictor(model, device, Watchdog(config.image_seconds))
         self._predictor.check()

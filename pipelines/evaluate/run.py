@@ -28,7 +28,8 @@ from sparse_detr.data.coco import read_coco
 from sparse_detr.data.coco_index import CocoIndex, DroppedBox, verify_images
 from sparse_detr.errors import ImageError, require
 from sparse_detr.evaluation.coco_ap import CocoMetrics
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import Location, locate
 from sparse_detr.storage.output import checked_file, require_file_apart
 
 _SHOWN = 5

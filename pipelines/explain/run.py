@@ -19,7 +19,8 @@ from sparse_detr.errors import ImageError, StorageError
 from sparse_detr.evaluation.mode import evaluating
 from sparse_detr.evaluation.postprocess import postprocess
 from sparse_detr.records import COCO_IMAGE_SIZE, Detections, ImageBatch, ImageSize, Targets
-from sparse_detr.storage.location import check_access, locate
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import locate
 from sparse_detr.storage.output import checked_file
 from sparse_detr.visualize import Picture, TokenReport, draw_explanation
 from sparse_detr.visualize.explanation import NO_ATTENTION

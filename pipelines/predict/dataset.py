@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -15,11 +15,9 @@ from pipelines.detect.load import describe_checked
 from pipelines.detect.pool import plan_pool, with_batch_size
 from pipelines.detect.workers import Work, lazily
 from pipelines.predict.config import InferenceConfig
-from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory
+from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory, reachable
 from pipelines.predict.resume import TASKS
-from pipelines.tracking.model_uri import pinned
 from sparse_detr.errors import require
-from sparse_detr.storage.location import check_access, locate
 
 if TYPE_CHECKING:
     import ray.data
@@ -47,9 +45,7 @@ def detect_dataset(config: InferenceConfig) -> ray.data.Dataset:
         "ray: not connected; call ray.init(), or enter pipelines.cluster.session.ray_session(), and stay in it while "
         "the dataset is used",
     )
-    config = replace(config, model=pinned(config.model))
-    for location in (locate(config.images), config.model_location()):
-        check_access(location)
+    config = reachable(config)
     fingerprint = fingerprint_of(config, describe_checked(config, [config.keep_ratio]))
     manifest = chosen_images(config)
     blocks = -(-len(manifest) // config.images_per_block)

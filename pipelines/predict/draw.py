@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import torch
@@ -15,11 +15,11 @@ from pipelines.detect.load import load_checked
 from pipelines.detect.manifest import places
 from pipelines.detect.predictor import Predictor
 from pipelines.predict.config import PredictConfig
-from pipelines.predict.inference import chosen_images, predictor_factory
-from pipelines.tracking.model_uri import pinned
+from pipelines.predict.inference import chosen_images, predictor_factory, reachable
 from sparse_detr.data.decode import decode_image
 from sparse_detr.errors import ConfigError, require
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import Location, locate
 from sparse_detr.storage.output import Replace, claim_folder
 from sparse_detr.visualize import draw_detections
 
@@ -59,9 +59,7 @@ def draw(config: PredictConfig, *, on_progress: Callable[[int, int], None] | Non
     """
     require(config.draw is not None, "draw: it is not given; name a folder for the pictures")
     folder = locate(str(config.draw))
-    config = replace(config, model=pinned(config.model))
-    for location in (locate(config.images), config.model_location()):
-        check_access(location)
+    config = reachable(config)
     pairs = _planned(config, folder)
     predictor = _predictor(config)
     found: list[DrawnImage] = []

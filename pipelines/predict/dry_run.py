@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from pipelines.detect.manifest import Manifest, places
 from pipelines.detect.pool import Pool, plan_pool
 from pipelines.detect.prefetch import Block
 from pipelines.predict.config import PredictConfig
-from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory
+from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory, reachable
 from pipelines.predict.tables.choose import checked_table
-from pipelines.tracking.model_uri import pinned
-from sparse_detr.storage.location import check_access, locate
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import locate
 
 SAMPLE = 32
 """Images that are timed, chosen by chance, after as many that are not: half a minute on one core at 800 pixels."""
@@ -76,9 +76,7 @@ def dry_run(config: PredictConfig) -> Plan:
     Raises:
         SparseDetrError: as `predict`.
     """
-    config = replace(config, model=pinned(config.model))
-    for location in (locate(config.images), config.model_location()):
-        check_access(location)
+    config = reachable(config)
     if config.output:
         check_access(locate(config.output), writable=True)
         checked_table(config)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TypeVar
+
 import numpy as np
 
 from pipelines.detect.manifest import Manifest, build_manifest
 from pipelines.detect.predictor import PredictorFactory
 from pipelines.predict.config import InferenceConfig
 from pipelines.predict.fingerprint import Fingerprint, model_sha256
+from pipelines.tracking.model_uri import pinned
 from sparse_detr.detector import SparseDetr
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import locate
+
+Inference = TypeVar("Inference", bound=InferenceConfig)
 
 
 def predictor_factory(config: InferenceConfig) -> PredictorFactory:
@@ -16,6 +24,19 @@ def predictor_factory(config: InferenceConfig) -> PredictorFactory:
     return PredictorFactory(
         config=config, keep_ratio=config.keep_ratio, score_threshold=config.score_threshold, tiles=config.tiles()
     )
+
+
+def reachable(config: Inference) -> Inference:
+    """The same, with the version that the model's name means now, once what it reads is known to be within reach.
+
+    Raises:
+        CheckpointError, ConfigError, StorageError: what is not; within 15 seconds.
+    """
+    config = replace(config, model=pinned(config.model))
+    annotations = [locate(config.annotations)] if config.annotations is not None else []
+    for location in (locate(config.images), config.model_location(), *annotations):
+        check_access(location)
+    return config
 
 
 def fingerprint_of(config: InferenceConfig, model: SparseDetr) -> Fingerprint:

@@ -16,7 +16,7 @@ from pipelines.predict import finish
 from pipelines.predict.config import PredictConfig
 from pipelines.predict.fingerprint import Fingerprint
 from pipelines.predict.follow import Tally, follow, require_whole
-from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory
+from pipelines.predict.inference import chosen_images, fingerprint_of, predictor_factory, reachable
 from pipelines.predict.output import PARTS_FOLDER, RUN_FILE, SUCCESS_FILE, Record, begin, claim_output, write_json
 from pipelines.predict.parts import SHOWN_ERRORS, ParquetSink, Stamp
 from pipelines.predict.result import PredictResult, error_rows, read_success, write_success
@@ -25,10 +25,11 @@ from pipelines.predict.silence import explained_silence
 from pipelines.predict.stored_manifest import StoredBlocks, write_manifest
 from pipelines.predict.tables.choose import checked_table, commit, require_same_table
 from pipelines.predict.tables.release import Committed, Release
-from pipelines.tracking.model_uri import is_model_uri, pinned
+from pipelines.recipes.paths import is_model_uri
 from sparse_detr.errors import IncompleteError, StoreUnavailableError
+from sparse_detr.storage.access import check_access
 from sparse_detr.storage.lease import held
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.location import Location, locate
 from sparse_detr.storage.retry import patiently
 
 
@@ -63,11 +64,9 @@ def predict(
         IncompleteError: some images were not done, because the store was away; the same call goes on.
     """
     started = time.monotonic()
-    config = replace(config, model=pinned(config.model))
+    config = reachable(config)
     output = locate(config.output)
     inputs = {"images": config.images, "model": config.model_location().uri, "annotations": config.annotations}
-    for uri in filter(None, inputs.values()):
-        check_access(locate(uri))
     check_access(output, writable=True)
     table = checked_table(config)
     fingerprint = fingerprint_of(config, describe_checked(config, [config.keep_ratio]))

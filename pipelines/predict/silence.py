@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from sparse_detr.errors import StorageError
-from sparse_detr.storage.location import Location, check_access
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import Location
 
 SILENCE = 15.0
 """Seconds without a finished block, after which the driver asks the stores itself. A block takes a second or two."""

@@ -15,7 +15,7 @@ def absolute(config: RunConfig) -> RunConfig:
     def full(uri: str) -> str:
         return locate(uri).uri if uri else uri
 
-    data, training = config.data, config.training
+    data, training, init_model = config.data, config.training, config.training.init_model
     tracking = None if config.tracking_uri is None else absolute_tracking_uri(config.tracking_uri)
     return replace(
         config,
@@ -31,7 +31,7 @@ def absolute(config: RunConfig) -> RunConfig:
         training=replace(
             training,
             init_backbone=absolute_address(training.init_backbone) if training.init_backbone else None,
-            init_model=_model(training.init_model),
+            init_model=init_model if init_model is None or is_model_uri(init_model) else full(init_model),
         ),
     )
 
@@ -42,9 +42,9 @@ def absolute_tracking_uri(uri: str) -> str:
     return uri if file == uri or file.startswith("/") or not file else f"sqlite:///{locate(file).uri}"
 
 
-def _model(uri: str | None) -> str | None:
-    # `models:/name@alias` and `runs:/id/model` are MLflow's to resolve.
-    return uri if not uri or uri.startswith(("models:/", "runs:/")) else locate(uri).uri
+def is_model_uri(uri: str) -> bool:
+    """Whether this is a name of MLflow's for a model, such as `models:/name@alias` or `runs:/run id/model`."""
+    return uri.startswith(("models:/", "runs:/"))
 
 
 def inputs(config: RunConfig) -> dict[str, str | None]:

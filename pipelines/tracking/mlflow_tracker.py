@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from pipelines.tracking.mlflow_store import (
     find_child,
     key_mark,
 )
-from pipelines.tracking.model_package import MODEL_ARTIFACT, register, write_package
+from pipelines.tracking.model_package import log_model
 from pipelines.tracking.provenance import DataUse
 from pipelines.tracking.tracker import NullTracker, Registration, Tracker
 from sparse_detr.deadline import within
@@ -167,24 +166,10 @@ class MlflowTracker:
         """
 
         late = threading.Event()
-
-        def write(client: MlflowClient) -> str | None:
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-                package = Path(place, "package")
-                digest = write_package(folder, package)
-                client.log_artifacts(self._id, str(package), MODEL_ARTIFACT)
-                if registration is None or late.is_set():
-                    return None
-                # A place of its own: the run that goes on writes another model to the other one.
-                kept = f"models/{digest[:12]}"
-                client.log_artifacts(self._id, str(package), kept)
-            if late.is_set():
-                return None
-            version = register(client, self._id, registration, source=f"runs:/{self._id}/{kept}", digest=digest)
-            return f"models:/{registration.name}/{version}"
-
         self.tags({"sparse_detr.model": str(folder)})
-        found = self._attempt("model", write, FILES_SECONDS)
+        found = self._attempt(
+            "model", lambda client: log_model(client, self._id, folder, registration, late), FILES_SECONDS
+        )
         late.set()
         return found
 

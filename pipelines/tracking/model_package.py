@@ -6,10 +6,12 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +59,39 @@ def write_package(folder: str | Path, target: Path) -> str:
             data_path=str(data),
             signature=_signature(),
             input_example=_example(),
-            pip_requirements=[f"sparse-detr=={version('sparse-detr')}"],
+            pip_requirements=[f"sparse-detr=={installed('sparse-detr')}"],
         )
     return hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest()
+
+
+def log_model(
+    client: MlflowClient, run_id: str, folder: str | Path, registration: Registration | None, late: threading.Event
+) -> str | None:
+    """Log a model folder as the run's newest model, and register it.
+
+    Args:
+        client: of the run's MLflow.
+        run_id: of the run.
+        folder: as training writes it.
+        registration: its place in the registry, if any.
+        late: once it is set nobody waits any more, and nothing further is done.
+
+    Returns:
+        `models:/name/version` where it was registered.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        package = Path(place, "package")
+        digest = write_package(folder, package)
+        client.log_artifacts(run_id, str(package), MODEL_ARTIFACT)
+        if registration is None or late.is_set():
+            return None
+        # A place of its own: the run that goes on writes another model to the other one.
+        kept = f"models/{digest[:12]}"
+        client.log_artifacts(run_id, str(package), kept)
+    if late.is_set():
+        return None
+    version = register(client, run_id, registration, source=f"runs:/{run_id}/{kept}", digest=digest)
+    return f"models:/{registration.name}/{version}"
 
 
 def register(client: MlflowClient, run_id: str, registration: Registration, *, source: str, digest: str) -> str:

@@ -15,12 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pipelines.recipes.paths import is_model_uri
 from pipelines.tracking.mlflow_store import connect, resolved_uri
 from sparse_detr.deadline import within
 from sparse_detr.errors import CheckpointError, ConfigError, StorageError, StoreRefusedError, StoreUnavailableError
 from sparse_detr.redaction import without_secrets
+from sparse_detr.storage.access import check_access
 from sparse_detr.storage.download import cache_folder
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.location import Location, locate
 from sparse_detr.storage.s3 import explained
 from sparse_detr.weights.model_folder import MANIFEST
 
@@ -36,13 +38,7 @@ _LOOKUP_SECONDS, _FETCH_SECONDS = 12.0, 600.0
 """Longest question, since commands promise an error within 15 s, and longest download."""
 _UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
-_SCHEMES = ("models:/", "runs:/")
 _FORMS = "models:/name@alias, models:/name/version, models:/name/latest or runs:/run id/model"
-
-
-def is_model_uri(uri: str) -> bool:
-    """Whether MLflow is to say where it is."""
-    return uri.startswith(_SCHEMES)
 
 
 def pinned(uri: str, tracking_uri: str | None = None) -> str:

@@ -16,7 +16,6 @@ FOLDER = "curves"
 """Artifact folder of the pictures."""
 CLASSES_FILE = "ap_of_classes.json"
 
-_LOSSES = dict(zip(SHOWN_TERMS, ("class", "box", "GIoU", "token scoring"), strict=True))
 _APS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 _CLASSES = 6
 """So many lines can be told apart."""
@@ -36,7 +35,7 @@ def record_curves(history: Sequence[Mapping[str, float]], best: Mapping[str, flo
     worst = sorted(classes, key=lambda name: classes[name])[:_CLASSES]
     pictures = {
         "loss": ({"loss": "sum"}, "loss"),
-        "loss_terms": (_LOSSES, "loss of the last decoder layer"),
+        "loss_terms": (SHOWN_TERMS, "loss of the last decoder layer"),
         "ap": (_APS, "average precision"),
         "ap_of_classes": ({f"{CLASS_AP}{name}": name for name in worst}, "AP of the hardest classes"),
         "speed": ({"images_per_second": "images/s"}, "images/s"),

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from pipelines.cli.console import error_console
-from pipelines.train.engine.progress import StepProgress
+from pipelines.train.engine.progress import SHOWN_TERMS, StepProgress
 
 _ROW = (
     ("epoch", "epoch", "{:.0f}", 5),
@@ -30,7 +30,6 @@ _ROW = (
 """Metric, title, format and width of each column."""
 _LINE_SECONDS = 60.0
 """Between two lines within an epoch, where there is no terminal."""
-_TERMS = (("loss_ce", "class"), ("loss_bbox", "box"), ("loss_giou", "GIoU"), ("loss_mask_prediction", "scoring"))
 
 
 class _Bar(Progress):
@@ -114,7 +113,7 @@ def numbers(metrics: Mapping[str, float]) -> str:
     """Losses, pace, waiting and memory, as far as they are there."""
     words = []
     if "loss" in metrics:
-        terms = ", ".join(f"{title} {metrics[name]:.2f}" for name, title in _TERMS if name in metrics)
+        terms = ", ".join(f"{title} {metrics[name]:.2f}" for name, title in SHOWN_TERMS.items() if name in metrics)
         words.append(f"loss {metrics['loss']:.3f}" + (f" ({terms})" if terms else ""))
     if "images_per_second" in metrics:
         words.append(f"{metrics['images_per_second']:.1f} images/s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import time
 import traceback
@@ -81,7 +82,7 @@ def fit(config: RunConfig, output: Location, tracker: Tracker, listeners: Listen
         watch = Watch(box, config.training, output, record, listeners, stop)
         result = _watched(trainer, watch, stop)
     if result.stopped:
-        raise Interrupted(f"Stopped after step {record.step}, with a checkpoint.", stop.number or 2)
+        raise Interrupted(f"Stopped after step {record.step}, with a checkpoint.", stop.number or signal.SIGINT)
     record.complete = True
     watch.save()
     best = best_checkpoint(checkpoints_of(output, config), result.history)

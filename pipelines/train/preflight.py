@@ -21,8 +21,9 @@ from sparse_detr.data.coco import verify_images
 from sparse_detr.data.coco_index import CocoIndex
 from sparse_detr.errors import require
 from sparse_detr.records import Classes
+from sparse_detr.storage.access import check_access
 from sparse_detr.storage.download import check_address
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.location import Location, locate
 from sparse_detr.weights.state import LoadReport
 
 

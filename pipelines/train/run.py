@@ -108,30 +108,17 @@ def train(
         start.record(tracker)
         listeners = Listeners(on_progress=on_progress, on_notice=on_notice)
         fitted = (launch or _fit)(config, output, tracker, listeners)
-        history, model = fitted.history, publish_model(output, fitted.best)
-        if fitted.unwritten:
-            missing = f"MLflow did not answer: {fitted.unwritten} points of the curves are missing in its run"
-            tracker.tags({"sparse_detr.unwritten_metrics": str(fitted.unwritten)})
-            if on_notice is not None:
-                on_notice(f"{missing}; result.json has all epochs")
-        best = metrics_of(fitted.best, history)
+        model = publish_model(output, fitted.best)
+        best, speed = metrics_of(fitted.best, fitted.history), mean_throughput(fitted.history)
         registered = tracker.model(model.uri, _registration(config, best.get("ap"), start.data))
-        record_curves(history, best, tracker)
-        tracker.text(json.dumps(fitted.record, indent=1), EVENTS_FILE)
-        seconds, speed = time.perf_counter() - started, mean_throughput(history)
-        lost = {name: float(fitted.record.get(name, 0)) for name in ("steps_redone", "seconds_lost")}
-        restarts = {"restarts": float(len(fitted.record.get("restarts", ())))} | lost
-        tracker.metrics({"seconds": seconds, "mean_images_per_second": speed} | restarts, len(history))
-    summary = {"history": history, "seconds": seconds, "images_per_second": speed, "model": model.uri,
-               "registered_model": registered}  # fmt: skip
-    write_result(
-        output,
-        summary
-        | {"unwritten_metrics": fitted.unwritten, "broken_images": read_broken_images(output), "record": fitted.record},
-    )
+        seconds = time.perf_counter() - started
+        _record(fitted, best, {"seconds": seconds, "mean_images_per_second": speed}, tracker, on_notice)
+    found = {"history": fitted.history, "seconds": seconds, "images_per_second": speed, "model": model.uri}
+    more = {"registered_model": registered, "unwritten_metrics": fitted.unwritten, "record": fitted.record}
+    write_result(output, found | more | {"broken_images": read_broken_images(output)})
     return TrainResult(
         checkpoint=model.uri,
-        history=tuple(history),
+        history=tuple(fitted.history),
         best=best,
         seconds=seconds,
         images_per_second=speed,
@@ -139,6 +126,22 @@ def train(
         run_id=tracker.run_id,
         registered=registered,
     )
+
+
+def _record(
+    fitted: Fitted, best: Mapping[str, float], pace: Mapping[str, float], tracker: Tracker, say: OnNotice | None
+) -> None:
+    """What is told of the whole run: curves, restarts, and points that MLflow lacks."""
+    record_curves(fitted.history, best, tracker)
+    tracker.text(json.dumps(fitted.record, indent=1), EVENTS_FILE)
+    lost = {name: float(fitted.record.get(name, 0)) for name in ("steps_redone", "seconds_lost")}
+    restarts = float(len(fitted.record.get("restarts", ())))
+    tracker.metrics({**pace, **lost, "restarts": restarts}, len(fitted.history))
+    if fitted.unwritten:
+        tracker.tags({"sparse_detr.unwritten_metrics": str(fitted.unwritten)})
+        if say is not None:
+            missing = f"{fitted.unwritten} points of the curves are missing in its run"
+            say(f"MLflow did not answer: {missing}; result.json has all epochs")
 
 
 def _registration(config: RunConfig, ap: float | None, data: CheckedData) -> Registration | None:

@@ -14,7 +14,7 @@ import torch
 
 from pipelines.cluster.access import DriverAccess
 from pipelines.recipes.config import RunConfig
-from pipelines.tracking.mlflow_tracker import MlflowTracker
+from pipelines.tracking.mlflow_tracker import END_SECONDS, KILLED_SECONDS, MlflowTracker
 from pipelines.tracking.system_metrics import system_metrics
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.train.broken_report import BrokenReport
@@ -97,7 +97,8 @@ def train_worker(settings: dict[str, Any]) -> WorkerResult:
     if checkpointer is not None:
         tell(task.box, StepDone(step=loop.step))
         checkpointer.close()
-    unwritten = tracker.settle()
+    # One that was stopped has little time, and goes on later, with what is in its checkpoint.
+    unwritten = tracker.settle(KILLED_SECONDS if loop.stopped else END_SECONDS)
     if loop.stopped:
         # Also a meeting: the others must not end while the first still writes.
         reason = loop.ranks.first(PULSE.asked)

@@ -14,7 +14,8 @@ from pipelines.view.pictures import Shown, show
 from pipelines.view.results import Results, open_results
 from pipelines.view.tally import BINS, Tally
 from sparse_detr.redaction import without_secrets
-from sparse_detr.storage.location import check_access, locate
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import locate
 from sparse_detr.storage.output import checked_file
 from sparse_detr.visualize import class_colour
 

@@ -32,7 +32,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from sparse_detr.errors import StorageError
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import Location, locate
 
 DEADLINE = 900.0
 """Seconds that a download may take: half a gigabyte at 5 Mbit/s."""

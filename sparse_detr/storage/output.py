@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from sparse_detr.errors import OutputExistsError, require
+from sparse_detr.storage.access import check_access
 from sparse_detr.storage.download import parse_address
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.location import Location, locate
 
 Existing = Literal["refuse", "overwrite", "resume"]
 """The word of all commands for results that are there already."""

@@ -27,7 +27,8 @@ from pipelines.predict.tables.release import (
     require_installed,
 )
 from sparse_detr.errors import ConfigError
-from sparse_detr.storage.location import Location, check_access
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import Location
 from sparse_detr.storage.retry import patiently
 from sparse_detr.storage.s3 import endpoint
 

@@ -18,7 +18,8 @@ from pipelines.predict.parts import Part, Stamp, part_rows, read_part
 from sparse_detr.deadline import within
 from sparse_detr.errors import ConfigError, SparseDetrError, StorageError, StoreUnavailableError
 from sparse_detr.redaction import HIDDEN, without_secrets
-from sparse_detr.storage.location import ACCESS_DEADLINE, Location
+from sparse_detr.storage.access import ACCESS_DEADLINE
+from sparse_detr.storage.location import Location
 from sparse_detr.storage.retry import patiently
 from sparse_detr.storage.s3 import store_error_kind
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-SHOWN_TERMS = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask_prediction")
-"""Loss terms told of a step: of the last decoder layer, and of the scoring network. An epoch's row has all."""
+SHOWN_TERMS: Mapping[str, str] = {
+    "loss_ce": "class", "loss_bbox": "box", "loss_giou": "GIoU", "loss_mask_prediction": "scoring",
+}  # fmt: skip
+"""Loss terms told of a step, and what they are called: of the last decoder layer, and of the scoring network. An
+epoch's row has all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,3 +142,24 @@ def quick_run_words(shapes_folder: Path, tmp_path: Path) -> list[str]:
         words += [f"--data.{part}-annotations", str(shapes_folder / f"{part}.json")]
         words += [f"--data.{part}-images", str(shapes_folder / part)]
     return words
+
+
+@pytest.mark.parametrize(("failures", "tries"), [(1, 2), (2, 2)])
+def test_a_client_whose_process_was_slow_to_start_is_tried_once_more(
+    failures: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def init(*_: Any, address: str, **__: Any) -> None:
+        calls.append(address)
+        if len(calls) <= failures:
+            raise ConnectionError("Initialization failure from server: Starting Ray client server failed. See the log")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("pipelines.cluster.connection._require_ray", lambda _: None)
+    if failures < tries:
+        join("ray://head:10001")
+    else:
+        with pytest.raises(ConfigError, match="Starting Ray client server failed"):
+            join("ray://head:10001")
+    assert calls == ["ray://head:10001"] * tries

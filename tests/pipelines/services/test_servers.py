@@ -20,7 +20,8 @@ from pipelines.services.mlflow_server import local_mlflow
 from pipelines.services.process import Server, free_ports, running
 from pipelines.services.s3_server import LocalS3, local_s3
 from sparse_detr.errors import ConfigError, StorageError
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import Location, locate
 
 ROOT = Path(__file__).resolve().parents[3]
 GONE = supervisor.GRACE + 8

@@ -18,7 +18,8 @@ import pytest
 
 from pipelines.services.s3_server import LocalS3
 from sparse_detr.errors import StorageError, StoreRefusedError, StoreUnavailableError
-from sparse_detr.storage.location import Location, check_access, locate
+from sparse_detr.storage.access import check_access
+from sparse_detr.storage.location import Location, locate
 from sparse_detr.storage.s3 import explained
 
 DEADLINE = 15.0

@@ -15,7 +15,7 @@ from pipelines.services.s3_server import LocalS3
 from pipelines.train.engine.batches import load_data
 from pipelines.train.preflight import check_data
 from sparse_detr.errors import AnnotationError, ConfigError, StorageError
-from sparse_detr.storage import location as storage
+from sparse_detr.storage import access
 
 
 def test_two_ranks_share_the_images_without_overlap(quick_run: RunConfig) -> None:
@@ -138,7 +138,7 @@ def test_a_backbone_on_the_web_is_looked_for_first(quick_run: RunConfig) -> None
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("field", [*INPUTS, "training.init_backbone", "training.init_model"])
 def test_a_silent_store_does_not_hang(quick_run: RunConfig, monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    monkeypatch.setattr(storage, "ACCESS_DEADLINE", 0.5)
+    monkeypatch.setattr(access, "ACCESS_DEADLINE", 0.5)
     uri = "s3://bucket/here"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
