@@ -20,7 +20,7 @@ from sparse_detr.model.config import BackboneConfig, ModelConfig
 def tiny() -> RunConfig:
     """A small Sparse DETR for 128x128 pictures, from scratch: what the demo trains on generated shapes.
 
-    Measured on 300 validation shapes after training on 2000: AP 0.475, AP50 0.717 (docs/results.md). Time: 6 to 12
+    Measured on 300 validation shapes after training on 2000: AP 0.471, AP50 0.714 (docs/results.md). Time: 6 to 12
     minutes with 2 workers on 2 CPU cores.
 
         sparse-detr data shapes --output runs/shapes
